@@ -1,0 +1,1 @@
+"""Backends: Model → Artifact, one engine a file."""

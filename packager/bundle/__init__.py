@@ -1,0 +1,1 @@
+"""The bundle: render, archive, lock, record, golden samples, engine libraries."""

@@ -1,0 +1,1 @@
+"""Checks: parity with the original, latency, emulated CPUs."""

@@ -1,0 +1,1 @@
+"""Importers: torch module, exported program, ONNX file → Model."""

@@ -1,0 +1,1 @@
+"""Passes: graph → graph, one a file, under the contract in `contract.py`."""

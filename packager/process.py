@@ -1,0 +1,165 @@
+"""Starts every subprocess: argument list, no shell, a time limit, output to a file."""
+
+from __future__ import annotations
+
+import os
+import resource
+import shlex
+import signal
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from packager.errors import EdgepackError, ExternalToolError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+_TAIL_LINES = 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What a child process may use; None leaves a limit off."""
+
+    memory_mib: int | None = None
+    cpu_s: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Completed:
+    """A finished child: its command, exit status (negative: a signal), and what it printed."""
+
+    argv: tuple[str, ...]
+    returncode: int
+    stdout: str
+    stderr: str
+    log: Path | None
+
+    def command(self) -> str:
+        """Return the command as it can be pasted into a shell."""
+        return shlex.join(self.argv)
+
+
+def run(
+    argv: Sequence[str | Path],
+    *,
+    timeout_s: float,
+    check: bool = True,
+    stdin: bytes = b"",
+    log: Path | None = None,
+    cwd: Path | None = None,
+    env: Mapping[str, str] | None = None,
+    limits: Limits | None = None,
+    error: type[EdgepackError] = ExternalToolError,
+    hint: str | None = None,
+) -> Completed:
+    """Run a command to its end.
+
+    The child has its own process group, which is ended as a whole on a time-out and on Ctrl-C.
+
+    Args:
+        argv: The command as a list.
+        timeout_s: Wall-clock limit.
+        check: Raise when the exit status is not 0.
+        stdin: What the child reads.
+        log: Where the output is kept; a temporary file is used and removed otherwise.
+        env: The child's whole environment; None hands on ours.
+        limits: Resource limits of the child.
+        error: The class to raise.
+        hint: What the error suggests.
+
+    Raises:
+        EdgepackError: of class `error`: not found, failed (with `check`), or out of time. The
+            message holds the command, the last lines and the log's path.
+    """
+    words = tuple(str(word) for word in argv)
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+        try:
+            child = subprocess.Popen(
+                words,
+                stdin=subprocess.PIPE if stdin else subprocess.DEVNULL,
+                stdout=out,
+                stderr=err,
+                cwd=cwd,
+                env=None if env is None else dict(env),
+                start_new_session=True,
+                preexec_fn=_limiter(limits) if limits else None,  # noqa: PLW1509 - no threads run yet
+            )
+        except FileNotFoundError as fault:
+            raise error(f"`{words[0]}` is not installed", hint=hint) from fault
+        except OSError as fault:
+            raise error(f"`{words[0]}` cannot be started: {fault.strerror}", hint=hint) from fault
+        timed_out = False
+        try:
+            child.communicate(stdin or None, timeout=timeout_s)
+        except subprocess.TimeoutExpired:
+            timed_out = True
+            end_group(child)
+        except BaseException:
+            end_group(child)
+            raise
+        done = Completed(
+            argv=words,
+            returncode=child.returncode,
+            stdout=_read(out),
+            stderr=_read(err),
+            log=log,
+        )
+    if log is not None:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        log.write_text(f"$ {done.command()}\n{done.stdout}{done.stderr}", encoding="utf-8")
+    if timed_out:
+        raise error(f"`{words[0]}` took longer than {timeout_s:g} s\n{describe(done)}", hint=hint)
+    if check and done.returncode != 0:
+        raise error(f"`{words[0]}` failed ({_status(done.returncode)})\n{describe(done)}", hint=hint)
+    return done
+
+
+def describe(done: Completed) -> str:
+    """Return the command, the last lines of output and the log's path, for an error message."""
+    lines = (done.stderr or done.stdout).rstrip().splitlines()[-_TAIL_LINES:]
+    parts = [f"  $ {done.command()}", *(f"  | {line}" for line in lines)]
+    if done.log is not None:
+        parts.append(f"  log: {done.log}")
+    return "\n".join(parts)
+
+
+def end_group(child: subprocess.Popen[bytes]) -> None:
+    """Kill the child and everything it started."""
+    try:
+        os.killpg(child.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+    child.wait()
+
+
+def _limiter(limits: Limits):  # type: ignore[no-untyped-def]  # noqa: ANN202
+    def apply() -> None:
+        if limits.memory_mib is not None:
+            size = limits.memory_mib << 20
+            resource.setrlimit(resource.RLIMIT_AS, (size, size))
+        if limits.cpu_s is not None:
+            resource.setrlimit(resource.RLIMIT_CPU, (limits.cpu_s, limits.cpu_s + 5))
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+    return apply
+
+
+def _read(stream: object) -> str:
+    stream.seek(0)  # type: ignore[attr-defined]
+    return str(stream.read().decode("utf-8", "replace"))  # type: ignore[attr-defined]
+
+
+def _status(returncode: int) -> str:
+    if returncode < 0:
+        return f"ended by {signal.Signals(-returncode).name}"
+    return f"exit {returncode}"
+
+
+def python_argv(module: str, *arguments: str | Path) -> list[str]:
+    """Return the command that runs one of our modules in a fresh interpreter like this one."""
+    return [sys.executable, "-m", module, *map(str, arguments)]
