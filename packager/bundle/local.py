@@ -1,0 +1,140 @@
+"""Uses a bundle on this machine: verify it with our own runtime, then start its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import zipfile
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from packager.bundle.device import bundle_argv, bundle_environment, run_runtime
+from packager.errors import InputOutputError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+_PREDICT_TIMEOUT_S = 600.0
+_PHOTOS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif")
+
+
+def check_bundle(bundle: Path, *, cache_dir: Path) -> None:
+    """Check every byte of a bundle or release with our own runtime, before its code runs.
+
+    Raises:
+        InputOutputError: it does not exist or cannot be read.
+        IntegrityError: any byte differs from the manifest.
+    """
+    if not bundle.exists():
+        raise InputOutputError(f"`{bundle}` does not exist", hint="edgepack build --help")
+    run_runtime(["verify", str(bundle), "--no-self-test"], cache_dir=cache_dir)
+
+
+def verify(
+    bundle: Path, *, self_test: bool, cache_dir: Path
+) -> tuple[dict[str, Any], Iterable[str]]:
+    """Check integrity and, where this machine fits, run the golden samples.
+
+    Returns:
+        The result as data, and as lines.
+
+    Raises:
+        IntegrityError: a byte differs, or a golden sample is computed wrongly.
+    """
+    check_bundle(bundle, cache_dir=cache_dir)
+    arguments = ["verify", str(bundle), "--json"]
+    if not self_test:
+        arguments.append("--no-self-test")
+    done = run_runtime(arguments, cache_dir=cache_dir, timeout_s=_PREDICT_TIMEOUT_S)
+    result: dict[str, Any] = json.loads(done.stdout)
+    return result, [f"{key}: {_text(value)}" for key, value in result.items()]
+
+
+def predict(
+    bundle: Path,
+    inputs: Sequence[Path],
+    *,
+    output: Path | None,
+    top: int,
+    cache_dir: Path,
+    as_json: bool,
+) -> str:
+    """Run one inference in the bundle's own runtime and return what it printed.
+
+    Photos are decoded here; resizing and normalizing are inside the bundle's graph.
+
+    Raises:
+        UsageError: an input file that is neither a photo nor `.npz`, or no image input.
+    """
+    check_bundle(bundle, cache_dir=cache_dir)
+    if output is not None and not output.absolute().parent.is_dir():
+        raise InputOutputError(f"`{output.parent}` is not a folder", hint="create it first")
+    cache_dir.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix="predict-", dir=cache_dir) as folder:
+        arguments = ["predict", "--top", str(top)]
+        for index, path in enumerate(inputs):
+            arguments += ["-i", str(_tensor_file(bundle, path, Path(folder) / f"{index}"))]
+        if output is not None:
+            arguments += ["-o", str(output.absolute())]
+        if as_json:
+            arguments.append("--json")
+        done = run_runtime(
+            arguments, bundle=bundle, cache_dir=cache_dir, timeout_s=_PREDICT_TIMEOUT_S
+        )
+    return done.stdout
+
+
+def serve(
+    bundle: Path, *, host: str, port: int, threads: int | None, cache_dir: Path
+) -> NoReturn:
+    """Verify a bundle, then become its server."""
+    check_bundle(bundle, cache_dir=cache_dir)
+    arguments = ["serve", "--host", host, "--port", str(port)]
+    if threads is not None:
+        arguments += ["--threads", str(threads)]
+    argv = bundle_argv(bundle, arguments)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.execve(argv[0], argv, bundle_environment(cache_dir))  # noqa: S606 - no shell is wanted
+
+
+def read_manifest(bundle: Path) -> dict[str, Any]:
+    """Return the manifest of a bundle file or of an unpacked release, already verified."""
+    if bundle.is_dir():
+        wire: dict[str, Any] = json.loads((bundle / "manifest.json").read_bytes())
+        return wire
+    with zipfile.ZipFile(bundle) as archive:
+        wire = json.loads(archive.read("manifest.json"))
+        return wire
+
+
+def _tensor_file(bundle: Path, path: Path, stem: Path) -> Path:
+    if not path.is_file():
+        raise InputOutputError(f"`{path}` does not exist or is no file")
+    suffix = path.suffix.lower()
+    if suffix in {".npz", ".npy"}:
+        return path.absolute()
+    if suffix not in _PHOTOS:
+        raise UsageError(
+            f"`{path.name}` is no input this bundle can read", accepted="a photo, `.npz` or `.npy`"
+        )
+    images = read_manifest(bundle)["model"].get("images") or {}
+    if len(images) != 1:
+        raise UsageError(
+            "this bundle's model takes no photo",
+            accepted="an .npz file with one array per input name",
+            hint="declare `[input.NAME.image]` in the recipe and build again",
+        )
+    import numpy as np
+
+    from packager.data import decode_image
+
+    file = stem.with_suffix(".npz")
+    np.savez(file, **{next(iter(images)): decode_image(path)})
+    return file
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
