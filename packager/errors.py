@@ -51,13 +51,13 @@ class TargetError(EdgepackError):
     exit_code = 3
 
 
-class BackendMissing(EdgepackError):
+class BackendMissing(EdgepackError):  # noqa: N818 - says what happened
     """An engine or optional package that is not installed."""
 
     exit_code = 4
 
 
-class ModelUnsupported(EdgepackError):
+class ModelUnsupported(EdgepackError):  # noqa: N818 - says what happened
     """A model that cannot be imported, converted or trusted."""
 
     exit_code = 5
@@ -69,7 +69,7 @@ class ExternalToolError(EdgepackError):
     exit_code = 6
 
 
-class BudgetMissed(EdgepackError):
+class BudgetMissed(EdgepackError):  # noqa: N818 - says what happened
     """No artifact keeps the accuracy or latency budget."""
 
     exit_code = 7
@@ -81,7 +81,7 @@ class IntegrityError(EdgepackError):
     exit_code = 8
 
 
-class DeviceUnreachable(EdgepackError):
+class DeviceUnreachable(EdgepackError):  # noqa: N818 - says what happened
     """A device that does not answer."""
 
     exit_code = 9

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
 import shlex
@@ -11,14 +12,15 @@ import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 from packager.errors import EdgepackError, ExternalToolError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
 _TAIL_LINES = 20
+_STOP_S = 10.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,6 +121,31 @@ def run(
     return done
 
 
+@contextlib.contextmanager
+def background(argv: Sequence[str | Path], *, log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """Start a command that runs until the block ends; then ask it to stop, and kill it if it stays.
+
+    Args:
+        log: Where everything it prints goes.
+    """
+    with log.open("wb") as out:
+        child = subprocess.Popen(
+            [str(word) for word in argv],
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    try:
+        yield child
+        child.terminate()
+        child.wait(_STOP_S)
+    except subprocess.TimeoutExpired:
+        pass
+    finally:
+        end_group(child)
+
+
 def describe(done: Completed) -> str:
     """Return the command, the last lines of output and the log's path, for an error message."""
     lines = (done.stderr or done.stdout).rstrip().splitlines()[-_TAIL_LINES:]
@@ -130,14 +157,12 @@ def describe(done: Completed) -> str:
 
 def end_group(child: subprocess.Popen[bytes]) -> None:
     """Kill the child and everything it started."""
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.killpg(child.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
     child.wait()
 
 
-def _limiter(limits: Limits):  # type: ignore[no-untyped-def]  # noqa: ANN202
+def _limiter(limits: Limits) -> Callable[[], None]:
     def apply() -> None:
         if limits.memory_mib is not None:
             size = limits.memory_mib << 20
@@ -149,9 +174,9 @@ def _limiter(limits: Limits):  # type: ignore[no-untyped-def]  # noqa: ANN202
     return apply
 
 
-def _read(stream: object) -> str:
-    stream.seek(0)  # type: ignore[attr-defined]
-    return str(stream.read().decode("utf-8", "replace"))  # type: ignore[attr-defined]
+def _read(stream: IO[bytes]) -> str:
+    stream.seek(0)
+    return stream.read().decode("utf-8", "replace")
 
 
 def _status(returncode: int) -> str:

@@ -9,11 +9,11 @@ _PACKAGE = Path(__file__).resolve().parent
 
 
 def data_dir(kind: str) -> Path:
-    """Return the folder of `runtime`, `templates` or `targets`.
+    """Return the folder of `runtime`, `templates`, `targets` or `examples`.
 
-    A checkout's top-level folder comes first, then the copy inside the wheel.
+    A checkout's own folder comes first, then the copy inside the wheel.
     """
-    checkout = _PACKAGE.parent / kind
+    checkout = _PACKAGE.parent / ("docs/examples" if kind == "examples" else kind)
     if (_PACKAGE.parent / "pyproject.toml").is_file() and checkout.is_dir():
         return checkout
     return _PACKAGE / "_data" / kind

@@ -35,8 +35,8 @@ def command(
         console.data(manifest, _bundle_lines(manifest))
         return
     from packager.importers.inspect import inspect_model
-    from packager.pipeline.cache import workspace
     from packager.pipeline.plan import resolve_recipe
+    from packager.workspace import workspace
 
     recipe = resolve_recipe(what, shapes=shapes, dims=dims)
     with workspace(cache_dir) as work:

@@ -1,25 +1,18 @@
-"""Finished stages by the digest of everything they depend on, and the folder a build works in."""
+"""Finished stages, found by the digest of everything they depend on."""
 
 from __future__ import annotations
 
 import contextlib
-import os
-import shutil
-import tempfile
-import time
 from dataclasses import asdict, is_dataclass
 from importlib import metadata
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import packager
-from packager.errors import InputOutputError
 from packager.manifest import canonical_json, sha256_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from pathlib import Path
 
-_STALE_S = 24 * 3600.0
 _TOOLS = ("numpy", "onnx", "onnxruntime", "onnxscript", "onnxslim", "pillow", "torch")
 
 
@@ -70,35 +63,3 @@ class StageCache:
             if not folder.is_dir():
                 raise
         return folder
-
-
-@contextlib.contextmanager
-def workspace(cache_dir: Path) -> Iterator[Path]:
-    """Give an empty folder inside the cache and remove it whatever happens.
-
-    Folders that a killed build left behind are removed a day later.
-
-    Raises:
-        InputOutputError: the cache folder cannot be written.
-    """
-    base = cache_dir / "work"
-    try:
-        base.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix="build-", dir=base))
-    except OSError as fault:
-        raise InputOutputError(
-            f"the cache folder `{cache_dir}` cannot be written: {(fault.strerror or '').lower()}",
-            hint="choose another with `--cache-dir DIR`",
-        ) from fault
-    _sweep(base)
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _sweep(base: Path) -> None:
-    oldest = time.time() - _STALE_S
-    for entry in os.scandir(base):
-        if entry.is_dir(follow_symlinks=False) and entry.stat().st_mtime < oldest:
-            shutil.rmtree(entry.path, ignore_errors=True)

@@ -188,6 +188,17 @@ def _recipe(
     return Recipe(**values)
 
 
+def resolve_recipe(
+    model: str, *, shapes: Iterable[str] = (), dims: Iterable[str] = ()
+) -> Recipe:
+    """Return the recipe for a model alone: the file beside it, under these shapes and dimensions.
+
+    Raises:
+        UsageError: an unknown recipe key, or a shape or range that cannot be.
+    """
+    return _recipe(model, None, None, None, None, None, shapes, dims)
+
+
 def find_recipe(model: str | None) -> Path | None:
     """Return the recipe beside the model: `<stem>.toml`, or `edgepack.toml` without a model."""
     if model is None:

@@ -1,0 +1,48 @@
+"""Times one ONNX file in a process of its own, so that its memory can be told apart."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import sys
+import time
+
+
+def main(model: str, feeds_file: str, seconds: float, threads: int) -> None:
+    """Print latency percentiles (ms), throughput (1/s), memory (MB) and load time (s) as JSON."""
+    import numpy as np
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    began = time.perf_counter()
+    session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    with np.load(feeds_file) as arrays:
+        names = [spec.name for spec in session.get_inputs()]
+        feeds = {name: arrays[f"arr_{i}"] for i, name in enumerate(names)}
+    session.run(None, feeds)
+    load_s = time.perf_counter() - began
+    times_ms: list[float] = []
+    until = time.perf_counter() + seconds
+    while (start := time.perf_counter()) < until or len(times_ms) < 5:
+        session.run(None, feeds)
+        times_ms.append((time.perf_counter() - start) * 1e3)
+    p50, p90, p99 = np.percentile(times_ms, (50, 90, 99))
+    result = {
+        "engine": f"onnxruntime {ort.__version__}",
+        "threads": options.intra_op_num_threads,
+        "runs": len(times_ms),
+        "p50_ms": round(float(p50), 4),
+        "p90_ms": round(float(p90), 4),
+        "p99_ms": round(float(p99), 4),
+        "throughput_per_s": round(len(times_ms) / (sum(times_ms) / 1e3), 1),
+        "load_s": round(load_s, 3),
+        "peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1.024e-3, 1),
+    }
+    sys.stdout.write(json.dumps(result) + "\n")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2], float(sys.argv[3]), int(sys.argv[4]))

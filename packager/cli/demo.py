@@ -1,0 +1,45 @@
+"""`edgepack demo`: the whole way on a real model, no input needed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from packager.cli.options import cache_dir
+from packager.console import Console, human_size
+
+
+@click.command("demo")
+@click.option("-o", "--output", type=click.Path(path_type=Path), default=Path("dist"),
+              show_default=True)  # fmt: skip
+@cache_dir
+def command(output: Path, cache_dir: Path) -> None:
+    """Build, serve and ask a real image classifier, and show what was gained."""
+    from packager.demo import run_demo
+
+    console = Console()
+    result = run_demo(output, cache_dir=cache_dir, reporter=console)
+    console.data(result, _lines(result))
+
+
+def _lines(result: dict[str, Any]) -> list[str]:
+    lines = ["", f"the photo `{result['photo']}`, asked over HTTP:"]
+    lines += [f"  {share:6.1%}  {label}" for label, share in result["answers"]]
+    lines += [
+        "",
+        f"bundle    {result['bundle']}, {human_size(result['bundle_bytes'])}, nothing else to install",
+        f"model     {human_size(result['original_bytes'])} in fp32, "
+        f"{human_size(result['artifact_bytes'])} as {result['precision']}",
+    ]
+    if result["speedup"]:
+        lines.append(f"speed     {result['speedup']:.2f} x the original on this machine")
+    lines.append(f"agreement cosine {result['cosine']:.4f} with the original")
+    lines += [
+        f"server    first answer {result['first_answer_s']:.2f} s after its start, "
+        f"then {result['answer_ms']:.1f} ms a photo, {result['memory_mb']:.0f} MB",
+        "",
+        f"next: edgepack run {result['bundle']}",
+    ]
+    return lines

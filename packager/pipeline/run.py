@@ -1,0 +1,229 @@
+"""Carries out a plan: import, compress, build and bundle, one target after another."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import platform
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from packager.errors import BudgetMissed, IntegrityError, UsageError
+from packager.manifest import sha256_file
+from packager.pipeline import stages
+from packager.pipeline.cache import StageCache, tool_versions
+from packager.workspace import workspace
+
+if TYPE_CHECKING:
+    from packager.artifact import Artifact
+    from packager.bundle.lock import Lock
+    from packager.console import Reporter
+    from packager.model import Model
+    from packager.pipeline.plan import Plan
+    from packager.target import Target
+
+
+@dataclass(frozen=True, kw_only=True)
+class Built:
+    """A finished bundle.
+
+    Attributes:
+        digest: SHA-256 of its manifest: the bundle's identity.
+        parts: Bytes by kind of content, as stored.
+        checks: What was verified about it, where, and what could not be.
+    """
+
+    target: Target
+    path: Path
+    digest: str
+    size_bytes: int
+    parts: dict[str, int]
+    artifact: Artifact
+    checks: dict[str, Any]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what `build --json` prints for this bundle."""
+        return {
+            "target": self.target.name,
+            "path": str(self.path),
+            "digest": self.digest,
+            "size_bytes": self.size_bytes,
+            "parts": self.parts,
+            "precision": self.artifact.precision,
+            "scheme": self.artifact.scheme,
+            "candidates": [_candidate_json(c) for c in self.artifact.candidates],
+            "checks": self.checks,
+        }
+
+
+def run_plan(plan: Plan, *, reporter: Reporter) -> tuple[Built, ...]:
+    """Build every bundle of the plan.
+
+    A bundle appears in the output folder whole, verified and self-tested, or not at all.
+
+    Raises:
+        EdgepackError: of the class that fits; nothing half-written is left.
+    """
+    cache = StageCache(plan.cache_dir)
+    with workspace(plan.cache_dir) as work:
+        model = stages.import_stage(plan.recipe, cache=cache, work=work, reporter=reporter)
+        samples = stages.load_calibration(plan.recipe, model, reporter=reporter)
+        built = []
+        for target in plan.targets:
+            folder = work / target.name
+            folder.mkdir()
+            built.append(
+                _build_one(plan, target, model, samples, cache=cache, work=folder, reporter=reporter)
+            )
+    return tuple(built)
+
+
+def _build_one(
+    plan: Plan,
+    target: Target,
+    model: Model,
+    samples: stages.Calibration,
+    *,
+    cache: StageCache,
+    work: Path,
+    reporter: Reporter,
+) -> Built:
+    from packager.bundle.assemble import assemble
+    from packager.bundle.library import fetch_library
+    from packager.bundle.lock import read_lock
+
+    began = time.time()
+    recipe = plan.recipe
+    inputs = stages.input_digests(model, samples)
+    lock: Lock | None = None
+    if plan.lock_file is not None:
+        lock = read_lock(plan.lock_file)
+        lock.check(target=target.name, inputs=inputs)
+    artifact = stages.compress_stage(
+        recipe, target, model, samples, lock=lock, cache=cache, work=work, reporter=reporter
+    )
+    reporter.stage(f"bundle for {target.name}")
+    golden = stages.golden_stage(recipe, artifact, reporter=reporter)
+    library = fetch_library(
+        target.engine.library, cache=plan.cache_dir, wheelhouse=plan.wheelhouse, reporter=reporter
+    )
+    staging = work / "bundle"
+    staging.mkdir()
+    bundle = assemble(
+        artifact,
+        target=target,
+        recipe=recipe,
+        golden=golden,
+        library=library,
+        sequence=plan.sequence,
+        out_dir=staging,
+    )
+    reporter.stage(f"check {bundle.path.name}")
+    checks = check_bundle(bundle.path, target, cache_dir=work / "cache", reporter=reporter)
+    path = plan.bundle_path(target)
+    built = Built(
+        target=target,
+        path=path,
+        digest=bundle.digest,
+        size_bytes=bundle.size_bytes,
+        parts=dict(bundle.parts),
+        artifact=artifact,
+        checks=checks,
+    )
+    _publish(plan, built, bundle.path, inputs=inputs, began=began)
+    return built
+
+
+def check_bundle(
+    path: Path, target: Target, *, cache_dir: Path, reporter: Reporter
+) -> dict[str, Any]:
+    """Verify the finished file and run its golden samples wherever this machine can.
+
+    Raises:
+        IntegrityError: the bundle does not verify.
+        BudgetMissed: it computes something else than it did in the search.
+    """
+    from packager.bundle.device import detect_device, reasons_against
+    from packager.bundle.local import verify
+    from packager.checks.emulated import selftest_under
+
+    against = reasons_against(target, detect_device())
+    checks: dict[str, Any] = {}
+    try:
+        verify(path, self_test=not against, cache_dir=cache_dir)
+    except IntegrityError as fault:
+        raise BudgetMissed(f"the bundle for {target.name} fails its own check: {fault}") from fault
+    checks["integrity"] = "verified"
+    checks["self-test"] = "passed here" if not against else "not run here: " + "; ".join(against)
+    if against:
+        reporter.note(f"{target.name} is not this machine: the device's self-test confirms it")
+    for cpu in target.emulators:
+        result = selftest_under(path, cpu, cache_dir=cache_dir)
+        if result is None:
+            checks[f"emulated {cpu}"] = "not run: qemu-user is not installed"
+            reporter.note(f"not checked under an emulated {cpu}: install qemu-user")
+        else:
+            checks[f"emulated {cpu}"] = "passed"
+    return checks
+
+
+def _publish(
+    plan: Plan, built: Built, staged: Path, *, inputs: dict[str, str], began: float
+) -> None:
+    from packager.bundle.lock import write_lock, write_record
+
+    plan.output.mkdir(parents=True, exist_ok=True)
+    lock = staged.with_suffix(".lock.json")
+    record = staged.with_suffix(".record.json")
+    artifact = built.artifact
+    write_lock(
+        lock,
+        bundle_sha256=built.digest,
+        target=built.target.name,
+        inputs=inputs,
+        tools=tool_versions(),
+        choices={"precision": artifact.precision, "exporter": artifact.model.provenance.exporter},
+    )
+    write_record(
+        record,
+        {
+            "bundle": built.to_json(),
+            "plan": plan.to_json()["targets"][built.target.name],
+            "model": {
+                "signature": artifact.model.signature.to_json(),
+                "provenance": dataclasses.asdict(artifact.model.provenance),
+            },
+            "facts": artifact.facts,
+            "host": {"platform": platform.platform(), "cores": os.cpu_count(), "tools": tool_versions()},
+            "began": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(began)),
+            "took_s": round(time.time() - began, 3),
+        },
+    )
+    for file in (record, lock, staged):
+        _move(file, plan.output / file.name)
+
+
+def _move(source: Path, target: Path) -> None:
+    try:
+        source.replace(target)
+    except OSError:
+        # The cache lies on another file system: copy beside the target, then rename.
+        import shutil
+
+        part = target.with_name(f".{target.name}.part")
+        try:
+            shutil.copyfile(source, part)
+            with part.open("rb") as stream:
+                os.fsync(stream.fileno())
+            part.replace(target)
+        finally:
+            part.unlink(missing_ok=True)
+
+
+def _candidate_json(candidate: Any) -> dict[str, Any]:
+    wire = dataclasses.asdict(candidate)
+    wire.pop("path")
+    return wire
