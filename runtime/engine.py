@@ -1,0 +1,90 @@
+"""Opens the engine that a release names."""
+
+from __future__ import annotations
+
+import os
+from typing import Any, Callable, Dict, Mapping, Optional, Protocol, Sequence
+
+from .errors import ModelFault
+from .onnxruntime import Session
+from .tensor import Tensor
+
+
+class Engine(Protocol):
+    """What a server needs of an engine; `run` may be called from several threads at once."""
+
+    name: str
+    version: str
+    provider: str
+    precision: str
+    threads: int
+
+    def run(
+        self, feeds: Mapping[str, Tensor], outputs: Optional[Sequence[str]] = None
+    ) -> Dict[str, Tensor]:
+        """Return the outputs by name, as copies."""
+
+    def close(self) -> None:
+        """Wait for the calls under way and free the model."""
+
+
+class OnnxRuntimeEngine:
+    """The release's model in ONNX Runtime on the processor.
+
+    Attributes:
+        name: As in the manifest.
+        version: What the library itself says.
+        provider: What really runs the model.
+        precision: The artifact's, such as `int8-static`.
+        threads: Intra-op threads.
+    """
+
+    name = "onnxruntime"
+    provider = "CPUExecutionProvider"
+
+    def __init__(self, release: Any, threads: Optional[int]) -> None:
+        engine: Mapping[str, Any] = release.manifest["engine"]
+        asked = engine.get("threads", 0) if threads is None else threads
+        self.precision = str(engine.get("precision", ""))
+        self.threads = asked or available_cores()
+        self._session = Session(
+            os.path.join(release.folder, engine["library"]),
+            os.path.join(release.folder, engine["artifact"]),
+            threads=self.threads,
+        )
+        self.version = self._session.version
+        # bound here, not wrapped: a server calls it for every request
+        self.run = self._session.run
+        self.close = self._session.close
+
+
+_ENGINES: Dict[str, Callable[[Any, Optional[int]], Engine]] = {
+    "onnxruntime": OnnxRuntimeEngine,
+}
+
+
+def open_engine(release: Any, threads: Optional[int] = None) -> Engine:
+    """Return the release's engine with its model loaded.
+
+    Args:
+        release: Has `.folder` and `.manifest`.
+        threads: 0 for every core that this process may use, None for the manifest's choice.
+
+    Raises:
+        ModelFault: an engine that this runtime does not have, or a model that does not load.
+        TargetMismatch: the engine's library does not fit this machine.
+    """
+    name = release.manifest["engine"]["name"]
+    make = _ENGINES.get(name)
+    if make is None:
+        raise ModelFault(
+            "the release needs the engine `%s`, and this runtime has %s"
+            % (name, ", ".join("`%s`" % known for known in sorted(_ENGINES))),
+            hint="install a bundle made for this device",
+        )
+    return make(release, threads)
+
+
+def available_cores() -> int:
+    """Return the number of cores that this process may use, which a container can limit."""
+    return len(os.sched_getaffinity(0))
