@@ -1,0 +1,164 @@
+"""What this device is, and whether a bundle's target fits it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any, Dict, List, Mapping, Optional, Tuple
+
+from .errors import TargetMismatch
+
+# What decides which int8 and float kernels the engine takes, strongest first.
+_LEVELS = {
+    "x86_64": ("amx_int8", "avx512_vnni", "avx_vnni", "avx512bw", "avx2", "avx"),
+    "aarch64": ("i8mm", "asimddp", "asimd"),
+}
+
+
+def detect_device() -> Dict[str, Any]:
+    """Return what this device is, as plain data.
+
+    Keys: `arch`, `os`, `kernel`, `libc`, `python`, `cpu_model`, `cpu_level`, `cpu_features`,
+    `cores` (those this process may use), `memory_mib`, `board`, `l4t`; None where it is unknown.
+    """
+    system = os.uname()
+    arch = system.machine
+    if sys.maxsize < 1 << 32 and arch in _LEVELS:
+        arch += " with a 32-bit userland"
+    model, features = read_cpuinfo()
+    return {
+        "arch": arch,
+        "os": system.sysname.lower(),
+        "kernel": system.release,
+        "libc": _libc(),
+        "python": "%d.%d.%d" % sys.version_info[:3],
+        "cpu_model": model,
+        "cpu_level": cpu_level(system.machine, features),
+        "cpu_features": features,
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_mib": _memory_mib(),
+        "board": _board(),
+        "l4t": _l4t(),
+    }
+
+
+def cpu_level(arch: str, features: List[str]) -> str:
+    """Return the strongest instruction set that decides the engine's kernels, or `arch`.
+
+    Two CPUs of the same level are expected to compute the same; see the golden samples.
+    """
+    return next((flag for flag in _LEVELS.get(arch, ()) if flag in features), arch)
+
+
+def read_cpuinfo(path: str = "/proc/cpuinfo") -> Tuple[Optional[str], List[str]]:
+    """Return the first core's model name and feature flags, sorted."""
+    model: Optional[str] = None
+    features: List[str] = []
+    for line in _first_lines(path):
+        key, _, value = line.partition(":")
+        key = key.strip()
+        if key == "model name":
+            model = value.strip()
+        elif key in ("flags", "Features"):
+            features = sorted(value.split())
+        elif not key and features:
+            # One core is enough, and the file is slow to read on machines with many.
+            break
+    return model, features
+
+
+def reasons_against(target: Mapping[str, Any], facts: Mapping[str, Any]) -> List[str]:
+    """Return why this device cannot run what was built for `target`; empty where it can.
+
+    Args:
+        target: `manifest["target"]`.
+        facts: From `detect_device()`.
+    """
+    if target["arch"] != facts["arch"]:
+        return ["it is for %s, and this machine is %s" % (target["arch"], facts["arch"])]
+    reasons = []
+    if target["os"] != facts["os"]:
+        reasons.append("it is for %s, and this machine runs %s" % (target["os"], facts["os"]))
+    lacking = [flag for flag in target["cpu_features_all"] if flag not in facts["cpu_features"]]
+    if lacking:
+        reasons.append("this CPU lacks %s" % ", ".join(lacking))
+    choice = target["cpu_features_any"]
+    if choice and not any(flag in facts["cpu_features"] for flag in choice):
+        reasons.append("this CPU has none of %s" % ", ".join(choice))
+    if not _libc_suffices(target["libc"], facts["libc"]):
+        reasons.append(
+            "it needs %s, and this machine has %s"
+            % (target["libc"], facts["libc"] or "another C library")
+        )
+    return reasons
+
+
+def check_fits(manifest: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
+    """Refuse a bundle that this device cannot run.
+
+    Raises:
+        TargetMismatch: with every reason in one sentence.
+    """
+    reasons = reasons_against(manifest["target"], facts)
+    if reasons:
+        raise TargetMismatch(
+            "this bundle was built for `%s`: %s" % (manifest["target"]["name"], "; ".join(reasons)),
+            "edgepack build MODEL -t TARGET, with a target that fits this device",
+        )
+
+
+def describe(facts: Mapping[str, Any]) -> List[str]:
+    """Return the facts as lines of text."""
+    lines = []
+    for key, value in facts.items():
+        shown = " ".join(value) if isinstance(value, list) else value
+        lines.append("%-13s %s" % (key, "unknown" if shown is None else shown))
+    return lines
+
+
+def _libc() -> Optional[str]:
+    try:
+        return os.confstr("CS_GNU_LIBC_VERSION")
+    except (ValueError, OSError):
+        return None
+
+
+def _libc_suffices(wanted: str, found: Optional[str]) -> bool:
+    if found is None:
+        return False
+    name, _, version = wanted.partition(" ")
+    found_name, _, found_version = found.partition(" ")
+    return name == found_name and _numbers(version) <= _numbers(found_version)
+
+
+def _numbers(version: str) -> Tuple[int, ...]:
+    return tuple(int(part) for part in version.split(".") if part.isdigit())
+
+
+def _memory_mib() -> Optional[int]:
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") >> 20
+    except (ValueError, OSError):
+        return None
+
+
+def _board() -> Optional[str]:
+    text = "".join(_first_lines("/proc/device-tree/model"))
+    return text.replace("\0", "").strip() or None
+
+
+def _l4t() -> Optional[str]:
+    # `# R36 (release), REVISION: 4.3, GCID: …` is L4T 36.4.3.
+    for line in _first_lines("/etc/nv_tegra_release"):
+        words = line.replace(",", " ").split()
+        if len(words) > 4 and words[0] == "#" and words[3] == "REVISION:":
+            return "%s.%s" % (words[1].lstrip("R"), words[4])
+    return None
+
+
+def _first_lines(path: str) -> List[str]:
+    try:
+        with open(path, encoding="utf-8", errors="replace") as stream:
+            return stream.read(1 << 16).split("\n")
+    except OSError:
+        return []
