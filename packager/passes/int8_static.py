@@ -1,0 +1,101 @@
+"""Quantizes weights and activations to eight bits, with ranges found on calibration data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Final
+
+from packager.errors import UsageError
+from packager.passes.contract import PassBroken, PassContext, PassResult, opset_of
+from packager.passes.graph import is_quantized, op_types
+from packager.passes.quantizer import constant_weights, name_nodes, quantize_statically
+
+WEIGHTED: Final = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+# Between two quantized layers these keep the tensor in eight bits. Softmax, Sigmoid and the
+# normalizations are left out: their results need more steps than eight bits have.
+_BETWEEN: Final = (
+    "Add", "AveragePool", "Clip", "Concat", "Flatten", "GlobalAveragePool", "LeakyRelu", "MaxPool",
+    "Mul", "Pad", "Relu", "Reshape", "Resize", "Slice", "Split", "Squeeze", "Transpose",
+    "Unsqueeze",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Int8Static:
+    """Static int8 as QuantizeLinear/DequantizeLinear pairs in the target's scheme.
+
+    Attributes:
+        operators: Operators to quantize; empty for the pass's own choice.
+        float_layers: So many first layers with weights stay float: the first layers of a CNN see
+            the widest ranges and have the fewest weights.
+    """
+
+    operators: tuple[str, ...] = ()
+    float_layers: int = 0
+    name: ClassVar[str] = "int8-static"
+    summary: ClassVar[str] = "quantize weights and activations to int8"
+    precision: ClassVar[str | None] = "int8-static"
+    exact: ClassVar[bool] = False
+    needs_samples: ClassVar[bool] = True
+
+    def requires(self, model: Any, context: PassContext) -> str | None:
+        """Need a layer with constant weights, opset 13, and a float model."""
+        if is_quantized(model):
+            return "the model is quantized already"
+        if opset_of(model) < 13:
+            return f"opset {opset_of(model)} has no per-channel quantization; 13 is needed"
+        layers = len(_layers(model))
+        if layers == 0:
+            return "no convolution or matrix product has constant weights"
+        if layers <= self.float_layers:
+            return f"the model has only {layers} layers with weights"
+        return None
+
+    def run(self, model: Any, context: PassContext) -> PassResult:
+        """Return the quantized model.
+
+        Raises:
+            UsageError: an operator asked for is not in the graph.
+        """
+        import onnx
+
+        if context.samples is None:
+            raise UsageError(
+                "static int8 needs calibration data", hint="give a folder with `-c FOLDER`"
+            )
+        missing = sorted(set(self.operators) - op_types(model))
+        if missing:
+            raise UsageError(
+                f"`compress.op_types` names {', '.join(f'`{m}`' for m in missing)}, "
+                "which the model does not have",
+                accepted=", ".join(sorted(op_types(model) & {*WEIGHTED, *_BETWEEN})),
+            )
+        draft = onnx.ModelProto()
+        draft.CopyFrom(model)
+        name_nodes(draft)
+        float_nodes = list(_layers(draft))[: self.float_layers]
+        after = quantize_statically(
+            draft,
+            context,
+            context.samples,
+            op_types=self.operators or (*WEIGHTED, *_BETWEEN),
+            keep_float=float_nodes,
+        )
+        return PassResult(
+            model=after, modified=True, notes=tuple(f"`{name}` stays float" for name in float_nodes)
+        )
+
+    def ensures(self, before: Any, after: Any, context: PassContext) -> None:
+        """Check that layers were quantized, in the opset of before.
+
+        Raises:
+            PassBroken: nothing was, or the target does not read the opset.
+        """
+        if "DequantizeLinear" not in op_types(after):
+            raise PassBroken("no layer could be quantized")
+        if opset_of(after) > context.target.engine.max_opset:
+            raise PassBroken(f"the model came out with opset {opset_of(after)}")
+
+
+def _layers(model: Any) -> dict[str, int]:
+    return constant_weights(model, WEIGHTED)
