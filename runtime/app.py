@@ -1,0 +1,327 @@
+"""Routes a parsed request to an answer, for one model; no I/O."""
+
+from __future__ import annotations
+
+import os
+from typing import Any, Callable, Dict, Mapping, NamedTuple, Optional, Sequence, Tuple, Union
+from urllib.parse import unquote
+
+from .dtypes import BY_NAME
+from .errors import BadRequest, InputOutputFault, ModelFault
+from .framing import Admission
+from .http1 import JSON_TYPE, Answer, Head
+from .inference import InferenceProtocol
+from .jsontext import dumps
+from .metrics import CONTENT_TYPE, Metrics
+from .plain import PlainProtocol
+from .signature import Signature, TensorSpec
+
+Body = Union[bytes, bytearray]
+
+# What a request may have where its model sets no limit: strings, or a dimension without a maximum.
+UNBOUNDED_BYTES = 16 << 20
+MAX_IGNORED_BODY_BYTES = 4096
+_BINARY_LENGTH = "inference-header-content-length"
+
+
+class Limits(NamedTuple):
+    """Bounds of a request's body.
+
+    Attributes:
+        json_bytes: The most JSON, alone or in front of binary tensors.
+        binary_bytes: The most that the binary tensors may have.
+        connections: The most clients at once.
+    """
+
+    json_bytes: int
+    binary_bytes: int
+    connections: int = 256
+
+
+class _Endpoint(NamedTuple):
+    route: str
+    method: str
+    act: Callable[[Body], Answer]
+    quick: bool
+
+
+class App:
+    """One model behind its routes.
+
+    Args:
+        release: Has `.folder` and `.manifest`.
+        engine: Has `.run(feeds, outputs)` and tells `.name .version .provider .precision`.
+        routes: Path and endpoint name of everything served; None for what the manifest asks for.
+        limits: None for the manifest's and the signature's.
+
+    Attributes:
+        limits: Bounds of what clients may send.
+        ready: Set by the server; what `/v2/health/ready` tells.
+        metrics: Counted by the server, shown by `/metrics`.
+    """
+
+    def __init__(
+        self,
+        release: Any,
+        engine: Any,
+        *,
+        routes: Optional[Sequence[Tuple[str, str]]] = None,
+        limits: Optional[Limits] = None,
+    ) -> None:
+        manifest: Mapping[str, Any] = release.manifest
+        self.name = str(manifest["name"])
+        self.version = str(manifest["version"])
+        self.ready = False
+        self._engine = engine
+        self._signature = Signature(manifest["model"]["signature"])
+        self.limits = limits or default_limits(manifest, self._signature)
+        self._inference = InferenceProtocol(self._signature, name=self.name, version=self.version)
+        self._plain = PlainProtocol(self._signature)
+        self._folder = release.folder
+        self._openapi: Optional[bytes] = None
+        self.metrics = Metrics(self._info(manifest))
+        self._server_metadata = _json_answer(
+            {
+                "name": "edgepack",
+                "version": str(manifest.get("edgepack", "")),
+                "extensions": ["binary_tensor_data"],
+            }
+        )
+        self._model_metadata = _json_answer(self._metadata())
+        endpoints = self._endpoints()
+        self._paths: Dict[str, _Endpoint] = {
+            path: endpoints[name]
+            for path, name in (default_routes(manifest) if routes is None else routes)
+        }
+
+    def admit(self, head: Head) -> Admission:
+        """Decide on a request from its head alone: path, method, encodings, sizes."""
+        path = head.path
+        endpoint = self._paths.get(path)
+        if endpoint is None and "%" in path:
+            endpoint = self._paths.get(unquote(path))
+        if endpoint is None:
+            return _refuse(head, "unknown", BadRequest(*self._unknown(path)))
+        if head.method != endpoint.method and (head.method, endpoint.method) != ("HEAD", "GET"):
+            return _refuse(head, endpoint.route, *_wrong_method(head, endpoint))
+        coding = head.fields.get("content-encoding", "identity")
+        if coding.lower() != "identity":
+            message = "`Content-Encoding: %s` is not served; send the body as it is" % coding[:64]
+            return _refuse(head, endpoint.route, BadRequest(message, 415))
+        try:
+            limit, header_bytes = self._body_limit(head, endpoint)
+        except BadRequest as error:
+            return _refuse(head, endpoint.route, error)
+        act = endpoint.act
+        if header_bytes is not None and endpoint.route == "infer":
+            act = self._binary_infer(header_bytes)
+        return Admission(head, endpoint.route, act, limit, None, endpoint.quick)
+
+    def _endpoints(self) -> Dict[str, _Endpoint]:
+        def get(route: str, act: Callable[[Body], Answer]) -> _Endpoint:
+            return _Endpoint(route, "GET", act, quick=True)
+
+        return {
+            "server_metadata": get("server_metadata", lambda _: self._server_metadata),
+            "live": get("live", lambda _: _LIVE),
+            "ready": get("ready", lambda _: _READY if self.ready else _NOT_READY),
+            "model_metadata": get("model_metadata", lambda _: self._model_metadata),
+            "metrics": get("metrics", lambda _: self._show_metrics()),
+            "openapi": get("openapi", lambda _: self._show_openapi()),
+            "infer": _Endpoint("infer", "POST", self._infer, quick=False),
+            "predict": _Endpoint("predict", "POST", self._predict, quick=False),
+        }
+
+    def _body_limit(self, head: Head, endpoint: _Endpoint) -> Tuple[int, Optional[int]]:
+        """Return the most bytes of a body, and of the JSON in front of binary tensors if any.
+
+        Raises:
+            BadRequest: the declared length is past the limit (413) or contradicts itself.
+        """
+        if endpoint.method == "GET":
+            limit, header_bytes = MAX_IGNORED_BODY_BYTES, None
+            advice = "this route takes no body"
+        else:
+            header_bytes = _header_bytes(head)
+            limit = self.limits.json_bytes
+            advice = "send the tensors in binary, as the protocol's binary tensor extension says"
+        if header_bytes is not None:
+            if header_bytes > limit:
+                raise BadRequest("the request's JSON is larger than %d bytes" % limit, 413)
+            limit = header_bytes + self.limits.binary_bytes
+            advice = "no request that this model takes is that large"
+        if head.length is None:
+            return limit, header_bytes
+        if header_bytes is not None and header_bytes > head.length:
+            raise BadRequest(
+                "`Inference-Header-Content-Length` is %d but `Content-Length` is %d"
+                % (header_bytes, head.length)
+            )
+        if head.length > limit:
+            raise BadRequest(
+                "the body has %d bytes where %d are the limit" % (head.length, limit), 413, advice
+            )
+        return limit, header_bytes
+
+    def _infer(self, body: Body, header_bytes: Optional[int] = None) -> Answer:
+        request = self._inference.decode(body, header_bytes)
+        return self._inference.encode(request, self._engine.run(request.feeds, request.outputs))
+
+    def _binary_infer(self, header_bytes: int) -> Callable[[Body], Answer]:
+        return lambda body: self._infer(body, header_bytes)
+
+    def _predict(self, body: Body) -> Answer:
+        feeds = self._plain.decode(body)
+        return self._plain.encode(self._engine.run(feeds, None))
+
+    def _show_metrics(self) -> Answer:
+        return Answer(200, self.metrics.text().encode(), CONTENT_TYPE)
+
+    def _show_openapi(self) -> Answer:
+        if self._openapi is None:
+            path = os.path.join(self._folder, "server", "openapi.json")
+            try:
+                with open(path, "rb") as stream:
+                    self._openapi = stream.read()
+            except OSError as error:
+                raise BadRequest(
+                    "the release has no readable `server/openapi.json`", 404
+                ) from error
+        return Answer(200, self._openapi)
+
+    def _unknown(self, path: str) -> Tuple[str, int, str]:
+        """Return the message, status and hint for a path that is not served."""
+        parts = unquote(path).split("/")
+        if parts[:3] == ["", "v2", "models"] and len(parts) > 3:
+            if parts[3] != self.name:
+                message = "there is no model `%s` here" % parts[3][:80]
+                return message, 404, "this server has `%s`" % self.name
+            if len(parts) > 5 and parts[4] == "versions" and parts[5] != self.version:
+                message = "there is no version `%s` here" % parts[5][:80]
+                return message, 404, "this server has `%s`" % self.version
+        return "there is nothing at `%s`" % path[:80], 404, "see `/v2/models/%s`" % self.name
+
+    def _metadata(self) -> Dict[str, Any]:
+        engine = self._engine
+        return {
+            "name": self.name,
+            "versions": [self.version],
+            "platform": engine.name,
+            "inputs": [_describe(spec) for spec in self._signature.inputs.values()],
+            "outputs": [_describe(spec) for spec in self._signature.outputs.values()],
+            "engine": engine.name,
+            "engine_version": engine.version,
+            "provider": engine.provider,
+            "precision": engine.precision,
+        }
+
+    def _info(self, manifest: Mapping[str, Any]) -> Dict[str, Dict[str, str]]:
+        engine = self._engine
+        target = str(manifest.get("target", {}).get("name", ""))
+        return {
+            "edgepack_model_info": {"name": self.name, "version": self.version, "target": target},
+            "edgepack_engine_info": {
+                "engine": engine.name,
+                "version": engine.version,
+                "provider": engine.provider,
+                "precision": engine.precision,
+            },
+        }
+
+
+def default_routes(manifest: Mapping[str, Any]) -> Tuple[Tuple[str, str], ...]:
+    """Return path and endpoint of everything that the manifest's server table asks for."""
+    model = "/v2/models/" + str(manifest["name"])
+    version = model + "/versions/" + str(manifest["version"])
+    routes = [
+        ("/v2", "server_metadata"),
+        ("/v2/health/live", "live"),
+        ("/v2/health/ready", "ready"),
+    ]
+    for base in (model, version):
+        routes += [
+            (base, "model_metadata"),
+            (base + "/ready", "ready"),
+            (base + "/infer", "infer"),
+        ]
+    server = manifest.get("server", {})
+    for key, path in (("plain", "/predict"), ("metrics", "/metrics"), ("openapi", "/openapi.json")):
+        if server.get(key, True):
+            routes.append((path, {"plain": "predict"}.get(key, key)))
+    return tuple(routes)
+
+
+def default_limits(manifest: Mapping[str, Any], signature: Signature) -> Limits:
+    """Return the limits that the manifest's server table and the signature set."""
+    json_bytes = int(manifest.get("server", {}).get("max_json_kb", 256)) * 1024
+    largest = signature.max_bytes()
+    return Limits(json_bytes, UNBOUNDED_BYTES if largest is None else largest)
+
+
+def load_app(release: Any, engine: Any) -> App:
+    """Return what the release's own `server/app.py` builds.
+
+    Raises:
+        InputOutputFault: the file cannot be read.
+        ModelFault: it is not a server of this runtime.
+    """
+    path = os.path.join(release.folder, "server", "app.py")
+    try:
+        with open(path, "rb") as stream:
+            source = stream.read()
+    except OSError as error:
+        raise InputOutputFault("cannot read `%s`: %s" % (path, error.strerror)) from error
+    names: Dict[str, Any] = {"__name__": "edgepack_server", "__file__": path}
+    # a file of the verified release: as much ours as this one
+    exec(compile(source, path, "exec"), names)  # noqa: S102
+    if "build" not in names:
+        raise ModelFault("`server/app.py` has no `build`", hint="build the bundle again")
+    app: App = names["build"](release, engine)
+    return app
+
+
+def error_answer(error: BadRequest, fields: bytes = JSON_TYPE) -> Answer:
+    """Return the answer that tells a client what was wrong."""
+    document = {"error": error.message if error.hint is None else _with_hint(error)}
+    return Answer(error.status, dumps(document).encode("ascii"), fields)
+
+
+def _with_hint(error: BadRequest) -> str:
+    return "%s (%s)" % (error.message, error.hint)
+
+
+def _refuse(head: Head, route: str, error: BadRequest, fields: bytes = JSON_TYPE) -> Admission:
+    answer = error_answer(error, fields)
+    return Admission(head, route, lambda _: answer, 0, answer)
+
+
+def _wrong_method(head: Head, endpoint: _Endpoint) -> Tuple[BadRequest, bytes]:
+    allowed = "GET, HEAD" if endpoint.method == "GET" else endpoint.method
+    error = BadRequest("`%s` is not served here, only %s" % (head.method, allowed), 405)
+    return error, JSON_TYPE + b"Allow: %s\r\n" % allowed.encode("ascii")
+
+
+def _header_bytes(head: Head) -> Optional[int]:
+    text = head.fields.get(_BINARY_LENGTH)
+    if text is None:
+        return None
+    if not (text.isascii() and text.isdigit() and len(text) <= 15):
+        raise BadRequest("`Inference-Header-Content-Length` is not a number of bytes")
+    return int(text)
+
+
+def _describe(spec: TensorSpec) -> Dict[str, Any]:
+    return {
+        "name": spec.name,
+        "datatype": BY_NAME[spec.dtype].protocol,
+        "shape": [dim if isinstance(dim, int) else -1 for dim in spec.dims],
+    }
+
+
+def _json_answer(document: Mapping[str, Any], status: int = 200) -> Answer:
+    return Answer(status, dumps(document).encode("ascii"))
+
+
+_LIVE = _json_answer({"live": True})
+_READY = _json_answer({"ready": True})
+_NOT_READY = _json_answer({"ready": False}, 503)

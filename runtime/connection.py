@@ -1,0 +1,309 @@
+"""One client's connection: requests in order, time limits, answers in the loop or in a thread."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+import traceback
+from typing import TYPE_CHECKING, Any, Dict, Optional, Tuple, cast
+
+from .app import error_answer
+from .errors import BadRequest, ModelFault
+from .framing import IDLE, IN_BODY, IN_HEAD, Admission, Admissions, Body, BodyBudget, RequestReader
+from .http1 import CONTINUE, Answer, wire
+
+if TYPE_CHECKING:
+    from concurrent.futures import Executor
+
+    from .metrics import Metrics
+
+HEAD_TIMEOUT_S = 5.0
+IDLE_TIMEOUT_S = 75.0
+BODY_TIMEOUT_S = 10.0
+WRITE_TIMEOUT_S = 20.0
+LINGER_S = 2.0
+# The slowest body or answer that is waited for, on top of the fixed time.
+SLOWEST_BYTES_PER_S = 65536
+# What a client may send ahead while its request is being answered.
+MAX_AHEAD_BYTES = 65536
+# Connections past the limit that are told so at the same time; the rest are cut.
+MAX_TURNED_AWAY = 64
+# Handing a request to a thread costs 0.1 ms, so only longer work is handed over.
+INLINE_S = 0.001
+_NEVER = float("inf")
+
+
+class Pace:
+    """Expects the time of a request from earlier ones of its route and size."""
+
+    def __init__(self) -> None:
+        self._expected_s: Dict[Tuple[str, int], float] = {}
+
+    def is_inline(self, route: str, size: int) -> bool:
+        """Say whether an answer is expected so soon that the loop can wait for it."""
+        return self._expected_s.get((route, size.bit_length()), _NEVER) < INLINE_S
+
+    def observe(self, route: str, size: int, seconds: float) -> None:
+        """Learn from one answer; one slow answer among quick ones changes little."""
+        key = (route, size.bit_length())
+        expected = self._expected_s.get(key)
+        if expected is None:
+            self._expected_s[key] = seconds
+        else:
+            self._expected_s[key] = expected + 0.2 * (seconds - expected)
+
+
+class Shared:
+    """What all connections of one server share; used by its loop only."""
+
+    def __init__(
+        self,
+        *,
+        loop: asyncio.AbstractEventLoop,
+        admissions: Admissions,
+        budget: BodyBudget,
+        metrics: Metrics,
+        executor: Executor,
+        max_connections: int,
+    ) -> None:
+        self.loop = loop
+        self.admissions = admissions
+        self.budget = budget
+        self.metrics = metrics
+        self.executor = executor
+        self.max_connections = max_connections
+        self.pace = Pace()
+        self.connections: Dict[Connection, None] = {}
+        self.draining = False
+
+
+class Connection(asyncio.Protocol):
+    """Answers the requests of one connection, one after the other.
+
+    Attributes:
+        deadline: When `expire` has to be called, in the loop's time.
+    """
+
+    def __init__(self, shared: Shared) -> None:
+        self._shared = shared
+        self._reader = RequestReader(shared.admissions, shared.budget)
+        self._transport = cast("asyncio.Transport", None)
+        self._busy = False  # a thread works on the answer
+        self._blocked = False  # the client does not take its answer
+        self._paused = False  # we do not take the client's requests
+        self._closing = False  # no further request is answered
+        self._stage = IDLE
+        self.deadline = _NEVER
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Take the connection, or turn it away where there are too many."""
+        shared = self._shared
+        self._transport = cast("asyncio.Transport", transport)
+        shared.connections[self] = None
+        shared.metrics.connections += 1
+        self.deadline = shared.loop.time() + HEAD_TIMEOUT_S
+        surplus = len(shared.connections) - shared.max_connections
+        if surplus > MAX_TURNED_AWAY:
+            self._transport.abort()
+        elif surplus > 0:
+            shared.metrics.refused_connections += 1
+            self._fail(BadRequest("too many connections", 503))
+
+    def connection_lost(self, exc: Optional[Exception]) -> None:
+        """Forget everything; work in a thread ends unheard."""
+        self._closing = True
+        self._reader.release()
+        self._shared.connections.pop(self, None)
+        self._shared.metrics.connections -= 1
+
+    def data_received(self, data: bytes) -> None:
+        """Take bytes and answer what they complete."""
+        if self._closing:
+            return
+        try:
+            self._reader.feed(data)
+        except BadRequest as error:
+            self._fail(error)
+            return
+        if not self._busy and not self._blocked:
+            self._advance()
+        elif self._reader.buffered > MAX_AHEAD_BYTES and not self._paused:
+            self._paused = True
+            self._transport.pause_reading()
+
+    def eof_received(self) -> bool:
+        """Keep the way back open while an answer is being made."""
+        return self._busy and not self._closing
+
+    def pause_writing(self) -> None:
+        """Stop answering: the client reads slower than we write."""
+        self._blocked = True
+        size = self._transport.get_write_buffer_size()
+        self.deadline = self._shared.loop.time() + WRITE_TIMEOUT_S + size / SLOWEST_BYTES_PER_S
+
+    def resume_writing(self) -> None:
+        """Go on with what came meanwhile."""
+        self._blocked = False
+        self.deadline = self._shared.loop.time() + IDLE_TIMEOUT_S
+        self._advance()
+
+    def expire(self) -> None:
+        """End a connection that took too long."""
+        if self._closing or self._blocked or self._reader.stage == IDLE:
+            self._transport.abort()
+        else:
+            self._fail(BadRequest("the request did not arrive in time", 408))
+
+    def drain(self) -> None:
+        """Close as soon as what was begun is answered."""
+        if not self._busy and not self._blocked and self._reader.stage == IDLE:
+            self._transport.close()
+
+    def abort(self) -> None:
+        """Close at once, whatever is under way."""
+        self._transport.abort()
+
+    def _advance(self) -> None:
+        """Answer the next request if it is complete; later ones wait for their turn."""
+        if self._busy or self._blocked or self._closing:
+            return
+        reader = self._reader
+        try:
+            found = reader.next()
+        except BadRequest as error:
+            self._fail(error)
+            return
+        if found is not None:
+            self._stage = IDLE
+            self._answer(*found)
+            return
+        if self._paused:
+            self._paused = False
+            self._transport.resume_reading()
+        if reader.wants_continue:
+            reader.wants_continue = False
+            self._transport.write(CONTINUE)
+        if reader.stage != self._stage:
+            # the clock runs from the first byte: a byte a second does not stretch it
+            self._stage = reader.stage
+            now = self._shared.loop.time()
+            if reader.stage == IN_HEAD:
+                self.deadline = now + HEAD_TIMEOUT_S
+            elif reader.stage == IN_BODY:
+                self.deadline = now + BODY_TIMEOUT_S + reader.expected_bytes / SLOWEST_BYTES_PER_S
+
+    def _answer(self, admission: Admission, body: Body) -> None:
+        shared = self._shared
+        started = time.perf_counter()
+        if admission.quick:
+            self._send(admission, _act(admission, body), started)
+        elif shared.pace.is_inline(admission.route, len(body)):
+            shared.metrics.in_flight += 1
+            answer = _act(admission, body)
+            shared.metrics.in_flight -= 1
+            shared.pace.observe(admission.route, len(body), time.perf_counter() - started)
+            self._send(admission, answer, started)
+        else:
+            self._busy = True
+            self.deadline = _NEVER
+            shared.metrics.in_flight += 1
+            future = shared.loop.run_in_executor(shared.executor, self._work, admission, body)
+            future.add_done_callback(lambda done: self._finish(admission, body, done, started))
+
+    def _work(self, admission: Admission, body: Body) -> Tuple[Optional[Answer], float]:
+        """In a thread: return the answer and the CPU seconds it took."""
+        if self._closing:
+            return None, 0.0  # nobody waits for it any more
+        # CPU time, as wall time would count waiting for the interpreter's lock as work
+        started_s = time.thread_time()
+        answer = _act(admission, body)
+        return answer, time.thread_time() - started_s
+
+    def _finish(
+        self,
+        admission: Admission,
+        body: Body,
+        done: "asyncio.Future[Tuple[Optional[Answer], float]]",
+        started: float,
+    ) -> None:
+        self._busy = False
+        self._shared.metrics.in_flight -= 1
+        answer, seconds = done.result()
+        if answer is None:
+            return
+        self._shared.pace.observe(admission.route, len(body), seconds)
+        if not self._closing:
+            self._send(admission, answer, started)
+
+    def _send(self, admission: Admission, answer: Answer, started: float) -> None:
+        shared = self._shared
+        head = admission.head
+        reader = self._reader
+        reader.release()
+        keep_alive = head.keep_alive and not reader.dead and not shared.draining
+        now = time.perf_counter()
+        shared.metrics.observe(admission.route, answer.status, now - started)
+        self.deadline = shared.loop.time() + IDLE_TIMEOUT_S
+        self._transport.write(
+            wire(
+                answer,
+                keep_alive=keep_alive,
+                minor=head.minor,
+                with_body=head.method != "HEAD",
+            )
+        )
+        if not keep_alive:
+            self._close(unread=reader.dead)
+        elif reader.buffered:
+            # other connections get their turn between the requests of a pipeline
+            shared.loop.call_soon(self._advance)
+        elif self._paused:
+            self._paused = False
+            self._transport.resume_reading()
+
+    def _fail(self, error: BadRequest) -> None:
+        """Answer what cannot be understood, and close: the stream makes no sense from here on."""
+        self._shared.metrics.observe("malformed", error.status, 0.0)
+        answer = error_answer(error)
+        self._transport.write(wire(answer, keep_alive=False, minor=1, with_body=True))
+        self._close(unread=True)
+
+    def _close(self, *, unread: bool) -> None:
+        """Close; where the client may still be sending, let it read the answer first.
+
+        Closing a socket with unread bytes sends a reset, which can destroy the answer on its way.
+        """
+        self._closing = True
+        self._reader.release()
+        if not unread or not self._transport.can_write_eof():
+            self._transport.close()
+            return
+        self.deadline = self._shared.loop.time() + LINGER_S
+        if self._paused:
+            self._paused = False
+            self._transport.resume_reading()
+        self._transport.write_eof()
+
+
+def _act(admission: Admission, body: Body) -> Answer:
+    """Return the answer whatever happens: one request must not stop the server."""
+    try:
+        return admission.act(body)
+    except BadRequest as error:
+        return error_answer(error)
+    except ModelFault as error:
+        _report(error)
+        return error_answer(BadRequest("the model failed", 500))
+    except MemoryError:
+        return error_answer(BadRequest("there is not enough memory for this request", 503))
+    except Exception as error:  # noqa: BLE001 - the border where a bug of ours becomes a status
+        _report(error)
+        return error_answer(BadRequest("internal error", 500))
+
+
+def _report(error: Exception) -> None:
+    """Write where it happened, without messages: they could hold parts of a request."""
+    frames: Any = traceback.extract_tb(error.__traceback__)[-3:]
+    where = " < ".join("%s:%d" % (frame.name, frame.lineno) for frame in reversed(frames))
+    print("error: %s in %s" % (type(error).__name__, where), file=sys.stderr, flush=True)
