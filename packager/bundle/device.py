@@ -1,0 +1,150 @@
+"""Starts the runtime as a device does: our own copy of it, or the one inside a bundle."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+from typing import TYPE_CHECKING, Any, Final
+
+from packager import errors
+from packager.errors import EdgepackError, ExternalToolError
+from packager.process import describe, run
+from packager.resources import data_dir
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from packager.process import Completed
+    from packager.target import Target
+
+_KEPT: Final = ("HOME", "TMPDIR", "LANG", "LC_ALL")
+_CLASSES: Final[dict[int, type[EdgepackError]]] = {
+    cls.exit_code: cls
+    for cls in (
+        errors.UsageError, errors.TargetError, errors.BackendMissing, errors.ModelUnsupported,
+        errors.BudgetMissed, errors.IntegrityError, errors.InputOutputError,
+    )
+}  # fmt: skip
+# What the runtime prints last: `error: …`, an empty line, `hint: …`.
+_MESSAGE: Final = re.compile(
+    r"^error: (?P<error>.*?)(\n\nhint: (?P<hint>.*))?\Z", re.MULTILINE | re.DOTALL
+)
+
+# Loads the package from its folder alone, so that nothing beside it can be imported by accident.
+_SHIM: Final = """\
+import sys
+sys.dont_write_bytecode = True
+from importlib.util import module_from_spec, spec_from_file_location
+folder = sys.argv.pop(1)
+spec = spec_from_file_location("runtime", folder + "/__init__.py",
+                               submodule_search_locations=[folder])
+sys.modules["runtime"] = package = module_from_spec(spec)
+spec.loader.exec_module(package)
+from runtime.main import main
+sys.exit(main(sys.argv[1:], None))
+"""
+
+
+def own_argv(arguments: Sequence[str]) -> list[str]:
+    """Return the command that runs our own copy of the runtime."""
+    folder = str(data_dir("runtime"))
+    return [sys.executable, "-I", "-S", "-B", "-c", _SHIM, folder, *arguments]
+
+
+def bundle_argv(bundle: Path, arguments: Sequence[str]) -> list[str]:
+    """Return the command that runs a bundle, or an unpacked release, as a device does."""
+    return [sys.executable, "-I", "-B", str(bundle.absolute()), *arguments]
+
+
+def bundle_environment(cache_dir: Path) -> dict[str, str]:
+    """Return the whole environment of a runtime whose releases are unpacked below `cache_dir`."""
+    kept = {key: os.environ[key] for key in _KEPT if key in os.environ}
+    # The runtime adds `edgepack` itself: the default folder is shared with bundles run directly.
+    base = cache_dir.parent if cache_dir.name == "edgepack" else cache_dir
+    return {**kept, "XDG_CACHE_HOME": str(base.absolute())}
+
+
+def run_runtime(
+    arguments: Sequence[str],
+    *,
+    cache_dir: Path,
+    bundle: Path | None = None,
+    timeout_s: float = 120.0,
+) -> Completed:
+    """Run the runtime to its end, isolated and with an environment of its own.
+
+    Args:
+        arguments: As on a device: `verify PATH`, `predict -i in.npz` …
+        cache_dir: Below it releases are unpacked.
+        bundle: Whose runtime; None for our own copy, which needs nothing of a bundle to be
+            trusted.
+        timeout_s: Wall-clock limit.
+
+    Raises:
+        EdgepackError: of the class that the exit status stands for, with the runtime's words.
+    """
+    argv = own_argv(arguments) if bundle is None else bundle_argv(bundle, arguments)
+    done = run(argv, timeout_s=timeout_s, check=False, env=bundle_environment(cache_dir))
+    if done.returncode != 0:
+        raise to_error(done)
+    return done
+
+
+def to_error(done: Completed) -> EdgepackError:
+    """Return what a failed runtime said as the host's error of the same class."""
+    found = _MESSAGE.search(done.stderr.rstrip())
+    cls = _CLASSES.get(done.returncode)
+    if found is None or cls is None:
+        return ExternalToolError(
+            f"the runtime failed (exit {done.returncode})\n{describe(done)}",
+            hint="edgepack doctor",
+        )
+    return cls(found["error"].strip(), hint=found["hint"])
+
+
+def detect_device() -> dict[str, Any]:
+    """Return what this machine is, in the runtime's words: `arch`, `cpu_features` and so on."""
+    done = run(
+        own_argv(["detect", "--json"]), timeout_s=60, env={"LANG": os.environ.get("LANG", "C")}
+    )
+    facts: dict[str, Any] = json.loads(done.stdout)
+    return facts
+
+
+def reasons_against(target: Target, facts: Mapping[str, Any]) -> list[str]:
+    """Return why a machine cannot run what is built for `target`; empty where it can.
+
+    The same rules as the runtime's own, which decides on the device.
+
+    Args:
+        target: The target.
+        facts: From `detect_device()`, of this machine or another.
+    """
+    if target.arch != facts["arch"]:
+        return [f"it is for {target.arch}, and this machine is {facts['arch']}"]
+    reasons = []
+    if target.os != facts["os"]:
+        reasons.append(f"it is for {target.os}, and this machine runs {facts['os']}")
+    lacking = [flag for flag in target.cpu_features_all if flag not in facts["cpu_features"]]
+    if lacking:
+        reasons.append(f"this CPU lacks {', '.join(lacking)}")
+    choice = target.cpu_features_any
+    if choice and not any(flag in facts["cpu_features"] for flag in choice):
+        reasons.append(f"this CPU has none of {', '.join(choice)}")
+    if not _libc_suffices(target.libc, facts["libc"]):
+        found = facts["libc"] or "another C library"
+        reasons.append(f"it needs {target.libc}, and this machine has {found}")
+    return reasons
+
+
+def _libc_suffices(wanted: str, found: str | None) -> bool:
+    name, _, version = wanted.partition(" ")
+    found_name, _, found_version = (found or "").partition(" ")
+    return name == found_name and _numbers(version) <= _numbers(found_version)
+
+
+def _numbers(version: str) -> list[int]:
+    return [int(part) for part in version.split(".") if part.isdigit()]
