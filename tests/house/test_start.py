@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 HEAVY = {
     "torch", "onnx", "onnxruntime", "onnxscript", "onnxslim", "numpy", "PIL", "jinja2",
-    "asyncio", "http", "lzma",
+    "asyncio", "http",
 }  # fmt: skip
 
 
