@@ -6,13 +6,8 @@ import os
 import sys
 from typing import Any, Dict, List, Mapping, Optional, Tuple
 
+from .cpu import cpu_features, cpu_level
 from .errors import TargetMismatch
-
-# What decides which int8 and float kernels the engine takes, strongest first.
-_LEVELS = {
-    "x86_64": ("amx_int8", "avx512_vnni", "avx_vnni", "avx512bw", "avx2", "avx"),
-    "aarch64": ("i8mm", "asimddp", "asimd"),
-}
 
 
 def detect_device() -> Dict[str, Any]:
@@ -23,18 +18,17 @@ def detect_device() -> Dict[str, Any]:
     """
     system = os.uname()
     arch = system.machine
-    if sys.maxsize < 1 << 32 and arch in _LEVELS:
+    if sys.maxsize < 1 << 32 and arch in ("aarch64", "x86_64"):
         arch += " with a 32-bit userland"
-    model, features = read_cpuinfo()
     return {
         "arch": arch,
         "os": system.sysname.lower(),
         "kernel": system.release,
         "libc": _libc(),
         "python": "%d.%d.%d" % sys.version_info[:3],
-        "cpu_model": model,
-        "cpu_level": cpu_level(system.machine, features),
-        "cpu_features": features,
+        "cpu_model": read_cpu_model(),
+        "cpu_level": cpu_level(),
+        "cpu_features": sorted(cpu_features()),
         "cores": len(os.sched_getaffinity(0)),
         "memory_mib": _memory_mib(),
         "board": _board(),
@@ -42,29 +36,13 @@ def detect_device() -> Dict[str, Any]:
     }
 
 
-def cpu_level(arch: str, features: List[str]) -> str:
-    """Return the strongest instruction set that decides the engine's kernels, or `arch`.
-
-    Two CPUs of the same level are expected to compute the same; see the golden samples.
-    """
-    return next((flag for flag in _LEVELS.get(arch, ()) if flag in features), arch)
-
-
-def read_cpuinfo(path: str = "/proc/cpuinfo") -> Tuple[Optional[str], List[str]]:
-    """Return the first core's model name and feature flags, sorted."""
-    model: Optional[str] = None
-    features: List[str] = []
+def read_cpu_model(path: str = "/proc/cpuinfo") -> Optional[str]:
+    """Return the first core's model name; Arm's kernels give none."""
     for line in _first_lines(path):
         key, _, value = line.partition(":")
-        key = key.strip()
-        if key == "model name":
-            model = value.strip()
-        elif key in ("flags", "Features"):
-            features = sorted(value.split())
-        elif not key and features:
-            # One core is enough, and the file is slow to read on machines with many.
-            break
-    return model, features
+        if key.strip() == "model name":
+            return value.strip()
+    return None
 
 
 def reasons_against(target: Mapping[str, Any], facts: Mapping[str, Any]) -> List[str]:

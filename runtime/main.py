@@ -1,0 +1,242 @@
+"""The device's command line: serve, predict, verify, detect, unpack, bench."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from typing import Any, Callable, Dict, List, NoReturn, Optional, Sequence
+
+from .arguments import Command, Option, describe, parse, positive, whole
+from .errors import DeviceError, UsageFault
+
+_JSON = Option(("--json",), "", "print the result as JSON", default=False)
+_THREADS = Option(
+    ("--threads",), "N", "intra-op threads; 0: one per core", whole(0, 1024), "0 to 1024"
+)
+COMMANDS: Dict[str, Command] = {
+    "serve": Command(
+        "answer over HTTP until SIGTERM or Ctrl-C",
+        (
+            Option(("--host",), "ADDRESS", "where to listen", default="127.0.0.1"),
+            Option(
+                ("--port",), "N", "0 takes a free one", whole(0, 65535), "0 to 65535", default=8000
+            ),
+            _THREADS,
+        ),
+    ),
+    "predict": Command(
+        "run one inference per input file",
+        (
+            Option(
+                ("-i", "--input"), "FILE", ".npz by input names, or .npy; repeatable", default=[]
+            ),
+            Option(("-o", "--output"), "FILE", "write the outputs to an .npz by their names"),
+            Option(
+                ("--top",), "K", "classes shown per row", whole(1, 10_000), "1 to 10000", default=5
+            ),
+            _THREADS,
+            _JSON,
+        ),
+    ),
+    "verify": Command(
+        "compare every byte with the manifest, and run the golden samples",
+        (
+            Option(("--self-test",), "", "--no-self-test: leave the samples out", default=True),
+            _JSON,
+        ),
+        operand="PATH?",
+    ),
+    "detect": Command("tell what this device is", (_JSON,)),
+    "unpack": Command("write the files into a new folder", operand="DIR"),
+    "bench": Command(
+        "measure latency, throughput, memory and start",
+        (
+            Option(("--runs",), "N", "stop after N runs", whole(1, 10**9), "a number above 0"),
+            Option(
+                ("--seconds",), "S", "length of each part", positive, "a number above 0",
+                default=3.0,
+            ),
+            _THREADS,
+            _JSON,
+        ),
+    ),
+}  # fmt: skip
+
+
+def main(argv: Sequence[str], root: Optional[str]) -> int:
+    """Run one command and return the exit status.
+
+    Args:
+        argv: The words after the program's name.
+        root: The bundle file or release folder that runs; None where only `verify PATH` and
+            `detect` make sense.
+    """
+    try:
+        signal.signal(signal.SIGTERM, _terminate)
+        parsed = parse(argv, COMMANDS)
+        if parsed is None:
+            program = "python3 %s" % os.path.basename(root or "BUNDLE")
+            print("\n".join(describe(program, COMMANDS)))
+            return 0
+        name, values = parsed
+        _RUN[name](root, values)
+        sys.stdout.flush()
+    except DeviceError as fault:
+        return _explain(fault.message, fault.hint, fault.exit_code)
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # Whoever read us has gone; the interpreter would complain once more at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except OSError as fault:
+        where = "`%s`: " % fault.filename if fault.filename else ""
+        return _explain(where + (fault.strerror or str(fault)).lower(), None, 10)
+    except Exception:  # noqa: BLE001 - the last border: our own bug, kept in a file
+        return _explain("this is a bug in edgepack", _keep_traceback(), 70)
+    return 0
+
+
+def serve(root: Optional[str], values: Dict[str, Any]) -> None:
+    """Serve the release until told to stop."""
+    from .engine import open_engine
+    from .release import open_release
+
+    path = _need(root)
+    with open_release(path) as release:
+        _check_device(release)
+        engine = open_engine(release, values["threads"])
+        try:
+            _load_server(release)(release, engine, host=values["host"], port=values["port"])
+        finally:
+            engine.close()
+
+
+def predict(root: Optional[str], values: Dict[str, Any]) -> None:
+    """Run one inference per input file and print the answers."""
+    from .predict import run_predict
+
+    if not values["input"]:
+        raise UsageFault("`predict` needs an input", "-i FILE.npz")
+    path = _need(root)
+    lines = run_predict(
+        path,
+        values["input"],
+        output=values["output"],
+        top=values["top"],
+        threads=values["threads"],
+        as_json=values["json"],
+    )
+    print("\n".join(lines))
+
+
+def verify(root: Optional[str], values: Dict[str, Any]) -> None:
+    """Check integrity and, where this device fits, the golden samples."""
+    from .verify import run_verify
+
+    result = run_verify(_need(values["path"] or root), values["self_test"])
+    _show(result, ["%-10s %s" % (key.replace("_", " "), result[key]) for key in result], values)
+
+
+def detect(root: Optional[str], values: Dict[str, Any]) -> None:
+    """Tell what this device is."""
+    from .detect import describe as lines
+    from .detect import detect_device
+
+    facts = detect_device()
+    _show(facts, lines(facts), values)
+
+
+def unpack(root: Optional[str], values: Dict[str, Any]) -> None:
+    """Write the bundle's files into a new folder."""
+    from .release import unpack as unpack_release
+
+    path, folder = _need(root), values["dir"]
+    if os.path.isdir(path):
+        raise UsageFault("this release is unpacked already, in `%s`" % path)
+    manifest = unpack_release(path, folder)
+    print("%s %s in %s" % (manifest.fields["name"], manifest.fields["version"], folder))
+
+
+def bench(root: Optional[str], values: Dict[str, Any]) -> None:
+    """Measure the release on this device."""
+    from .bench import run_bench
+
+    result = run_bench(
+        _need(root),
+        seconds=values["seconds"],
+        runs=values["runs"],
+        threads=values["threads"],
+    )
+    _show(result, ["%-18s %s" % (key, result[key]) for key in result], values)
+
+
+_RUN: Dict[str, Callable[[Optional[str], Dict[str, Any]], None]] = {
+    "serve": serve,
+    "predict": predict,
+    "verify": verify,
+    "detect": detect,
+    "unpack": unpack,
+    "bench": bench,
+}
+
+
+def _check_device(release: Any) -> None:
+    from .detect import check_fits, detect_device
+
+    check_fits(release.manifest, detect_device())
+
+
+def _load_server(release: Any) -> Callable[..., None]:
+    """Return `serve` of the release's own `server/app.py`, whose digest was checked."""
+    code: Dict[str, Any] = {"__name__": "server.app"}
+    path = release.path("server/app.py")
+    with open(path, encoding="utf-8") as stream:
+        exec(compile(stream.read(), path, "exec"), code)  # noqa: S102 - a verified file of ours
+    run: Callable[..., None] = code["serve"]
+    return run
+
+
+def _need(root: Optional[str]) -> str:
+    if root is None:
+        raise UsageFault("there is no bundle to work on", "python3 X.edgepack COMMAND")
+    return root
+
+
+def _show(result: Dict[str, Any], lines: List[str], values: Dict[str, Any]) -> None:
+    if values["json"]:
+        import json
+
+        print(json.dumps(result, ensure_ascii=False, indent=2))
+    else:
+        print("\n".join(lines))
+
+
+def _explain(message: str, hint: Optional[str], code: int) -> int:
+    text = "error: %s\n" % message
+    if hint:
+        text += "\nhint: %s\n" % hint
+    sys.stderr.write(text)
+    sys.stderr.flush()
+    return code
+
+
+def _keep_traceback() -> Optional[str]:
+    import tempfile
+    import traceback
+
+    text = traceback.format_exc()
+    try:
+        descriptor, path = tempfile.mkstemp(prefix="edgepack-", suffix=".log")
+        with os.fdopen(descriptor, "w", encoding="utf-8", errors="replace") as stream:
+            stream.write(text)
+    except OSError:
+        sys.stderr.write(text)
+        return None
+    return "please report it with the traceback in %s" % path
+
+
+def _terminate(number: int, frame: Any) -> NoReturn:
+    # As an exception, so that nothing half-written stays behind.
+    raise SystemExit(143)
