@@ -1,0 +1,169 @@
+"""Runs an exported file beside its module, at every size and seed that counts."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from packager.importers.explain import Refusal
+from packager.importers.output_shapes import Observation, output_specs
+from packager.importers.probe import engine_errors, reason
+from packager.importers.torch_sizes import MAX_PROBE_ELEMENTS, check_points, elements, inputs_at
+from packager.model import Dim, Signature, TensorSpec
+
+if TYPE_CHECKING:
+    from pathlib import Path
+    from typing import Protocol
+
+    import onnx
+    import torch
+
+    from packager.importers.axes import AxisPlan
+
+    class Reference(Protocol):
+        """What an export is compared with."""
+
+        examples: dict[str, torch.Tensor]
+
+        def outputs(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+            """Return the outputs by name."""
+
+
+_SEEDS: Final = (0, 1)
+_EXTRA_SEEDS: Final = (2, 3, 4)
+# Largest difference allowed, relative to the largest value of the output.
+_RELATIVE: Final = {"float64": 1e-6, "float32": 1e-4, "float16": 1e-2, "bfloat16": 5e-2}
+_ABSOLUTE: Final = 1e-6
+
+
+def check_export(
+    model: onnx.ModelProto, reference: Reference, plan: AxisPlan, *, workdir: Path
+) -> tuple[Signature, str]:
+    """Compare the file with the module and return its signature and a sentence on what was tried.
+
+    The inputs are the examples themselves and seeded ones, at the smallest, a middle and the
+    largest size of each dynamic dimension.
+
+    Raises:
+        Refusal: the file does not load or run, or answers differently.
+    """
+    session = _open(model, workdir)
+    base, *others = check_points(plan)
+    trials: list[tuple[dict[str, int], int | None]] = [(base, None)]
+    trials += [(base, seed) for seed in (*_SEEDS, *_EXTRA_SEEDS)]
+    left_out = 0
+    for point in others:
+        if elements(plan, point) > MAX_PROBE_ELEMENTS:
+            left_out += 1
+            continue
+        trials += [(point, seed) for seed in _SEEDS]
+    seen: list[Observation] = []
+    worst = 0.0
+    for sizes, seed in trials:
+        inputs = inputs_at(plan, reference.examples, sizes, seed=seed)
+        expected = reference.outputs(inputs)
+        got = _run(session, inputs, sizes)
+        for name, tensor in expected.items():
+            worst = max(worst, _difference(name, tensor, got[name], sizes))
+        seen.append(Observation.of(sizes, got))
+    if left_out:
+        plan.notes.append(f"{left_out} of the largest sizes were too large to compare at import")
+    dims = {
+        name: Dim(name=name, min=s.range.min, max=s.range.max, opt=s.range.opt)
+        for name, s in plan.symbols.items()
+        if s.range is not None
+    }
+    inputs_ = tuple(
+        TensorSpec(
+            name=entry.name,
+            dtype=entry.dtype,
+            shape=tuple(Dim(size=a) if isinstance(a, int) else dims[a] for a in entry.axes),
+        )
+        for entry in plan.inputs
+    )
+    signature = Signature(inputs=inputs_, outputs=output_specs(model, seen, dims))
+    sizes_text = f"{len(trials)} inputs at {len({tuple(s.items()) for s, _ in trials})} sizes"
+    return signature, f"passed: {sizes_text} differ by at most {worst:.1e} of the largest value"
+
+
+def _open(model: onnx.ModelProto, workdir: Path) -> Any:
+    import onnxruntime
+
+    path = workdir / "rung.onnx"
+    path.write_bytes(model.SerializeToString())
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    try:
+        return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    except engine_errors() as fault:
+        raise Refusal(f"ONNX Runtime does not load the export: {reason(fault)}") from fault
+    finally:
+        path.unlink()
+
+
+def _run(session: Any, inputs: dict[str, torch.Tensor], sizes: dict[str, int]) -> dict[str, Any]:
+    wanted = {entry.name for entry in session.get_inputs()}
+    feeds = {name: value.numpy() for name, value in inputs.items() if name in wanted}
+    names = [entry.name for entry in session.get_outputs()]
+    try:
+        return dict(zip(names, session.run(names, feeds), strict=True))
+    except engine_errors() as fault:
+        raise Refusal(
+            f"the export does not run at {_words(sizes)}: {reason(fault)}",
+            kind="dimension" if sizes else "other",
+            hint=_static_hint(sizes),
+        ) from fault
+
+
+def _difference(name: str, expected: torch.Tensor, got: Any, sizes: dict[str, int]) -> float:
+    """Return the largest difference relative to the largest value.
+
+    Raises:
+        Refusal: past the tolerance of the dtype, or another dtype or shape.
+    """
+    want = expected.detach().numpy()
+    where = f"output `{name}` at {_words(sizes)}"
+    if want.dtype != got.dtype or want.shape != got.shape:
+        raise Refusal(
+            f"{where} is {got.dtype}{list(got.shape)} in the export and "
+            f"{want.dtype}{list(want.shape)} in the module",
+            kind="answers",
+            hint=_static_hint(sizes),
+        )
+    if want.size == 0:
+        return 0.0
+    if want.dtype.kind != "f":
+        if not np.array_equal(want, got):
+            raise Refusal(
+                f"{where} differs from the module's", kind="answers", hint=_static_hint(sizes)
+            )
+        return 0.0
+    finite = np.isfinite(want)
+    if not np.array_equal(finite, np.isfinite(got)) or not np.array_equal(
+        want[~finite], got[~finite], equal_nan=True
+    ):
+        raise Refusal(f"{where} has infinities or NaN in other places", kind="answers")
+    a, b = want[finite].astype(np.float64), got[finite].astype(np.float64)
+    if a.size == 0:
+        return 0.0
+    largest = float(np.abs(a).max())
+    gap = float(np.abs(a - b).max())
+    if gap > _RELATIVE[str(want.dtype)] * largest + _ABSOLUTE:
+        raise Refusal(
+            f"{where} differs from the module's by up to {gap:.2g}, with values up to {largest:.2g}",
+            kind="answers",
+            hint=_static_hint(sizes),
+        )
+    return gap / largest if largest else 0.0
+
+
+def _words(sizes: dict[str, int]) -> str:
+    return ", ".join(f"{name} = {size}" for name, size in sizes.items()) or "its fixed sizes"
+
+
+def _static_hint(sizes: dict[str, int]) -> str | None:
+    if not sizes:
+        return None
+    name, size = next(iter(sizes.items()))
+    return f"if `{name}` need not vary, declare it static: `--dim {name}={size}`"
