@@ -7,8 +7,9 @@ import functools
 import os
 import platform
 import re
+import struct
 from ctypes import c_char_p, c_int, c_size_t, c_uint32, c_void_p
-from typing import Any, Callable, Dict, NoReturn, Optional, Type
+from typing import Any, BinaryIO, Callable, Dict, NoReturn, Optional, Type
 
 from .errors import BadRequest, DeviceError, InputOutputFault, ModelFault, TargetMismatch
 
@@ -74,7 +75,10 @@ _LONG_FUNCTIONS = frozenset(("CreateSession", "Run", "ReleaseSession"))
 
 LOG_FATAL = 4  # every error comes back as a status: ONNX Runtime need not print it as well
 _INVALID_ARGUMENT = 2
-_ELF_MACHINES = {3: "x86", 40: "arm", 62: "x86_64", 183: "aarch64", 243: "riscv"}
+# The program headers of 64-bit ELF: type, flags, offset, two addresses, sizes, alignment.
+_PROGRAM_HEADER = struct.Struct("<IIQQQQQQ")
+_PT_LOAD = 1
+_ELF_MACHINES = {62: "x86_64", 183: "aarch64"}
 
 
 class _ApiBase(ctypes.Structure):
@@ -198,27 +202,43 @@ def refuse_run(library: Library, status: int) -> NoReturn:
 
 def _open(path: str) -> ctypes.CDLL:
     """Load a shared library, or say what it would have needed."""
+    name = os.path.basename(path)
     try:
         with open(path, "rb") as stream:
-            header = stream.read(20)
+            _check_elf(name, stream)
     except OSError as error:
         raise InputOutputFault("cannot read the engine library: %s" % error) from error
-    name = os.path.basename(path)
-    if header[:4] != b"\x7fELF":
-        raise ModelFault("`%s` is no shared library" % name)
-    number = int.from_bytes(header[18:20], "little")
-    built_for = _ELF_MACHINES.get(number, "machine %d" % number)
-    here = platform.machine()
-    if built_for != here:
-        raise TargetMismatch(
-            "the engine library is for %s and this machine is %s" % (built_for, here),
-            hint="build the bundle for a target of this machine",
-        )
     try:
         # RTLD_LOCAL: its own copies of common libraries must not reach other modules
         return ctypes.CDLL(path, mode=ctypes.RTLD_LOCAL)
     except OSError as error:
         raise _load_fault(name, str(error)) from error
+
+
+def _check_elf(name: str, stream: BinaryIO) -> None:
+    """Look at a library's headers: the loader dies of a bus error where a segment is cut off."""
+    header = stream.read(64)
+    if len(header) < 64 or header[:6] != b"\x7fELF\x02\x01":
+        raise ModelFault("`%s` is no 64-bit shared library" % name)
+    (machine,) = struct.unpack_from("<H", header, 18)
+    built_for = _ELF_MACHINES.get(machine, "machine %d" % machine)
+    if built_for != platform.machine():
+        raise TargetMismatch(
+            "the engine library is for %s and this machine is %s" % (built_for, platform.machine()),
+            hint="build the bundle for a target of this machine",
+        )
+    (table,) = struct.unpack_from("<Q", header, 32)
+    entry_size, count = struct.unpack_from("<HH", header, 54)
+    stream.seek(table)
+    entries = stream.read(entry_size * count)
+    size = os.fstat(stream.fileno()).st_size
+    for start in range(0, entry_size * count, max(entry_size, 1)):
+        entry = entries[start : start + _PROGRAM_HEADER.size]
+        if len(entry) < _PROGRAM_HEADER.size:
+            raise ModelFault("`%s` is cut off" % name)
+        kind, _, offset, _, _, in_file, _, _ = _PROGRAM_HEADER.unpack(entry)
+        if kind == _PT_LOAD and offset + in_file > size:
+            raise ModelFault("`%s` is cut off" % name)
 
 
 def _load_fault(name: str, message: str) -> DeviceError:
