@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import struct
+from array import array
 from itertools import chain
 from typing import Any, List, Optional, Sequence, Tuple, Union
 
@@ -12,6 +13,7 @@ from .errors import BadRequest
 
 MAX_RANK = 32
 
+_ARRAY_CODES = {"float32": "f", "float64": "d"}
 _NUMBER_TYPES = ({float}, {int}, {float, int})
 _EXPECTED = {"bool": "true or false", "string": "a string"}
 _JSON_NAMES = {
@@ -228,12 +230,15 @@ def _encode(
 
 def _encode_floats(leaves: List[Any], dtype: str) -> Optional[bytes]:
     """Return the bytes, or None where an element is not finite before or after rounding."""
+    # A sum with a NaN or an infinity in it is never finite, and adding up is the fastest look.
     try:
+        if dtype in _ARRAY_CODES:
+            numbers = array(_ARRAY_CODES[dtype], leaves)
+            return numbers.tobytes() if math.isfinite(sum(numbers)) else None
         data = pack(dtype, leaves)
+        return data if math.isfinite(sum(unpack(dtype, data))) else None
     except (OverflowError, struct.error):
         return None
-    # A sum with a NaN or an infinity in it is never finite, and adding up is the fastest look.
-    return data if math.isfinite(sum(unpack(dtype, data))) else None
 
 
 def _encode_odd_floats(
