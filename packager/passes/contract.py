@@ -168,7 +168,7 @@ def tool_faults() -> tuple[type[Exception], ...]:
     `OSError` is not among them: a full disk is no fault of the pass.
     """
     import onnx
-    from google.protobuf.message import Error as ProtobufError  # type: ignore[import-untyped]
+    from google.protobuf.message import Error as ProtobufError
     from onnxruntime.capi import onnxruntime_pybind11_state as engine
 
     return (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -25,6 +26,16 @@ def all_nodes(model: Any) -> Iterator[Any]:
 def op_types(model: Any) -> set[str]:
     """Return the operators of the default domain that occur."""
     return {node.op_type for node in all_nodes(model) if node.domain in ("", "ai.onnx")}
+
+
+def constant_sizes(model: Any) -> dict[str, int]:
+    """Return the number of elements of every constant tensor, by name."""
+    sizes = {tensor.name: math.prod(tensor.dims) for tensor in model.graph.initializer}
+    for node in model.graph.node:
+        for attribute in node.attribute:
+            if node.op_type == "Constant" and attribute.HasField("t"):
+                sizes[node.output[0]] = math.prod(attribute.t.dims)
+    return sizes
 
 
 def is_quantized(model: Any) -> bool:

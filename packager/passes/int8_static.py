@@ -77,7 +77,6 @@ class Int8Static:
         after = quantize_statically(
             draft,
             context,
-            context.samples,
             op_types=self.operators or (*WEIGHTED, *_BETWEEN),
             keep_float=float_nodes,
         )

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import logging
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from packager.passes.graph import strip_texts
+from packager.passes.graph import constant_sizes, digest_of, strip_texts
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -30,47 +31,38 @@ def scheme_in_words(scheme: Quantization) -> str:
 
 
 def quantize_statically(
-    model: Any,
-    context: PassContext,
-    samples: Samples,
-    *,
-    op_types: Sequence[str],
-    keep_float: Sequence[str],
+    model: Any, context: PassContext, *, op_types: Sequence[str], keep_float: Sequence[str]
 ) -> Any:
     """Return the model with QuantizeLinear/DequantizeLinear pairs around the given operators.
 
-    Ranges are the smallest and largest value over all samples. The activations that the quantizer
-    could fold into a range (Relu, Clip) stay, so that a layer can go back to float alone.
+    The activations that the quantizer could fold into a range (Relu, Clip) stay, so that a layer
+    can go back to float alone. The ranges (smallest and largest value over all samples) are found
+    once per model and kept in the working folder.
 
     Args:
-        model: `onnx.ModelProto` with opset 13 or later.
-        context: For the target's scheme and the folder.
-        samples: Calibration data, read one sample at a time.
+        model: `onnx.ModelProto` with opset 13 or later, every node named; it is not changed.
+        context: For the target's scheme, the calibration samples and the folder.
         op_types: Operators to quantize.
         keep_float: Names of nodes that stay as they are.
     """
     import onnx
-    from onnxruntime.quantization import (
-        CalibrationMethod,
-        QuantFormat,
-        QuantType,
-        quantize_static,
-        shape_inference,
-    )
+    from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
 
+    if context.samples is None:
+        raise ValueError("there is no calibration data")
     scheme = context.target.quantization
+    key = hashlib.sha256(f"{digest_of(model)} {sorted(op_types)}".encode()).hexdigest()
+    ranges = context.workdir / f"ranges-{key[:16]}.json"
     with _quiet(), tempfile.TemporaryDirectory(dir=context.workdir) as folder:
-        source, prepared, result = (Path(folder, f"{n}.onnx") for n in ("in", "prepared", "out"))
-        onnx.save(model, source)
-        # Symbolic shape inference fails on many exports and then leaves files in the current
-        # folder; onnx's own inference is enough for the quantizer.
-        shape_inference.quant_pre_process(
-            source, prepared, skip_symbolic_shape=True, skip_optimization=True
-        )
+        source, result = Path(folder, "in.onnx"), Path(folder, "out.onnx")
+        # The quantizer's own preparation is left out: its symbolic shape inference fails on many
+        # exports and then leaves files in the current folder. onnx's inference is enough.
+        onnx.save(onnx.shape_inference.infer_shapes(model), source)
         quantize_static(
-            prepared,
+            source,
             result,
-            _Reader(samples, context),
+            None if ranges.is_file() else _Reader(context.samples, context),
+            calibration_cache_path=ranges,
             quant_format=QuantFormat.QDQ,
             op_types_to_quantize=list(op_types),
             nodes_to_exclude=list(keep_float),
@@ -116,9 +108,7 @@ def quantize_dynamically(
 
 def constant_weights(model: Any, types: Sequence[str]) -> dict[str, int]:
     """Return, by node name, the number of elements of each node's constant second input."""
-    from math import prod
-
-    sizes = {tensor.name: prod(tensor.dims) for tensor in model.graph.initializer}
+    sizes = constant_sizes(model)
     # The table of an embedding is the first input of a Gather.
     return {
         node.name: sizes[name]
