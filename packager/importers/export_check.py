@@ -151,7 +151,7 @@ def _difference(name: str, expected: torch.Tensor, got: Any, sizes: dict[str, in
     gap = float(np.abs(a - b).max())
     if gap > _RELATIVE[str(want.dtype)] * largest + _ABSOLUTE:
         raise Refusal(
-            f"{where} differs from the module's by up to {gap:.2g}, with values up to {largest:.2g}",
+            f"{where} differs from the module's by up to {gap:.2g}, its values reach {largest:.2g}",
             kind="answers",
             hint=_static_hint(sizes),
         )

@@ -15,7 +15,7 @@ from packager.importers.export_check import check_export
 from packager.importers.graph_walk import set_io_names
 from packager.importers.ladder import to_onnx
 from packager.importers.onnx_file import normalise, write_model
-from packager.importers.pt2_archive import lint_pt2, load_program
+from packager.importers.pt2_archive import load_program, rewrite_pt2
 from packager.importers.torch_calls import flatten, unique_names
 from packager.importers.torch_sizes import refuse_unknown_names
 from packager.model import Provenance
@@ -37,8 +37,12 @@ def import_exported_program(request: ImportRequest, workdir: Path) -> Imported:
         ModelUnsupported: hostile, broken, without example inputs, or not exportable.
     """
     path = Path(request.path)
-    lint_pt2(path, source=request.source)
-    program = load_program(path, source=request.source)
+    clean = workdir / "clean.pt2"
+    rewrite_pt2(path, clean, source=request.source)
+    try:
+        program = load_program(clean, source=request.source)
+    finally:
+        clean.unlink(missing_ok=True)
     reference = _Program(program, request.source)
     plan = _plan(program, reference.examples, request)
     try:
@@ -74,6 +78,7 @@ class _Program:
 
     def __init__(self, program: Any, source: str) -> None:
         self._module = program.module(check_guards=False)
+        self._in_spec = program.call_spec.in_spec
         names = list(program.graph_signature.user_inputs)
         values = _example_values(program)
         if values is None or len(values) != len(names):
@@ -86,12 +91,12 @@ class _Program:
         self.examples: dict[str, torch.Tensor] = dict(zip(names, values, strict=True))
         named = flatten(self._call(self.examples))
         self.output_names = unique_names([name for name, _ in named], set(names))
-        self._in_spec = program.call_spec.in_spec
 
     def _call(self, inputs: Mapping[str, torch.Tensor]) -> Any:
         leaves = [value.clone() for value in inputs.values()]
+        arguments, keywords = torch.utils._pytree.tree_unflatten(leaves, self._in_spec)
         with torch.no_grad():
-            return self._module(*leaves)
+            return self._module(*arguments, **keywords)
 
     def outputs(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Run the program and return its outputs by name."""
@@ -144,7 +149,7 @@ def _record(
 ) -> None:
     bounds = program.range_constraints.get(size.node.expr)
     low = max(1, int(bounds.lower)) if bounds is not None else 1
-    top = int(bounds.upper) if bounds is not None and bounds.upper.is_finite else None
+    top = int(bounds.upper) if bounds is not None and "oo" not in str(bounds.upper) else None
     given = request.dims.get(name)
     if given is None:
         if top is None:

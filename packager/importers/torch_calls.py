@@ -39,7 +39,7 @@ class Callee:
         named = flatten(first)
         if not named:
             raise ModelUnsupported("the module returns no tensors")
-        self.output_names = _unique([name for name, _ in named], set(self.examples))
+        self.output_names = unique_names([name for name, _ in named], set(self.examples))
         again = flatten(self._call(self.examples))
         for (name, a), (_, b) in zip(named, again, strict=True):
             if a.shape != b.shape or not torch.equal(torch.nan_to_num(a), torch.nan_to_num(b)):
@@ -173,7 +173,8 @@ def _are_keywords(module: torch.nn.Module, names: Sequence[str]) -> bool:
     return False
 
 
-def _unique(names: list[str], taken: set[str]) -> tuple[str, ...]:
+def unique_names(names: list[str], taken: set[str]) -> tuple[str, ...]:
+    """Return the names, each told apart from those before it and from the taken ones."""
     found: list[str] = []
     for name in names:
         candidate, number = name, 1

@@ -29,7 +29,7 @@ def plan_torch_axes(
     Raises:
         UsageError: a shape of the wrong rank or size, or a dimension without a range.
     """
-    _refuse_unknown_inputs(examples, shapes)
+    refuse_unknown_names(examples, shapes)
     plan = AxisPlan(inputs=(), symbols={})
     rows = next((int(e.shape[0]) for e in examples.values() if e.ndim), None)
     inputs = []
@@ -61,9 +61,10 @@ def plan_torch_axes(
     return plan
 
 
-def _refuse_unknown_inputs(
+def refuse_unknown_names(
     examples: Mapping[str, torch.Tensor], shapes: Mapping[str, tuple[int | str, ...]]
 ) -> None:
+    """Refuse shapes of inputs that do not exist."""
     for name in shapes:
         if name not in examples:
             raise UsageError(

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
+
 from packager.errors import ModelUnsupported
 from packager.importers.axes import BATCH, AxisPlan, DeclaredInput, InputPlan, plan_axes
 from packager.importers.output_shapes import Observation, output_specs
