@@ -112,7 +112,10 @@ class Console:
 def table(rows: Sequence[Sequence[str]]) -> list[str]:
     """Return lines of aligned columns; the first row is the heading."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
 
 
 def human_size(size_bytes: int) -> str:

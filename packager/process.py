@@ -11,13 +11,13 @@ import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass
-from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from packager.errors import EdgepackError, ExternalToolError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
+    from pathlib import Path
 
 _TAIL_LINES = 20
 _STOP_S = 10.0
@@ -69,6 +69,7 @@ def run(
         check: Raise when the exit status is not 0.
         stdin: What the child reads.
         log: Where the output is kept; a temporary file is used and removed otherwise.
+        cwd: The child's folder; None hands on ours.
         env: The child's whole environment; None hands on ours.
         limits: Resource limits of the child.
         error: The class to raise.
@@ -117,7 +118,9 @@ def run(
     if timed_out:
         raise error(f"`{words[0]}` took longer than {timeout_s:g} s\n{describe(done)}", hint=hint)
     if check and done.returncode != 0:
-        raise error(f"`{words[0]}` failed ({_status(done.returncode)})\n{describe(done)}", hint=hint)
+        raise error(
+            f"`{words[0]}` failed ({_status(done.returncode)})\n{describe(done)}", hint=hint
+        )
     return done
 
 
@@ -126,6 +129,7 @@ def background(argv: Sequence[str | Path], *, log: Path) -> Iterator[subprocess.
     """Start a command that runs until the block ends; then ask it to stop, and kill it if it stays.
 
     Args:
+        argv: The command as a list.
         log: Where everything it prints goes.
     """
     with log.open("wb") as out:

@@ -181,7 +181,7 @@ def check_name(name: str) -> str:
     if not _NAME.fullmatch(name):
         raise UsageError(
             f"`{name}` cannot name a bundle",
-            accepted="lower-case letters, digits, `.`, `_`, `-`; at most 63, a letter or digit first",
+            accepted="up to 63 lower-case letters, digits, `.`, `_`, `-`; a letter or digit first",
         )
     return name
 
@@ -271,7 +271,9 @@ def _image(table: Mapping[str, Any], where: str, origin: str, folder: Path) -> I
     if len(image.size) != 2 or min(image.size) < 1:
         raise UsageError(f"`{origin}`: `{where}size` must be [height, width]")
     if len(image.mean) != 3 or len(image.std) != 3 or min(map(abs, image.std)) == 0:
-        raise UsageError(f"`{origin}`: `{where}mean` and `{where}std` must be three numbers, std not 0")
+        raise UsageError(
+            f"`{origin}`: `{where}mean` and `{where}std` must be three numbers, std not 0"
+        )
     if image.resize is not None and image.resize < max(image.size):
         raise UsageError(f"`{origin}`: `{where}resize` is smaller than the crop")
     return image
@@ -301,14 +303,14 @@ def _plain(
             values[name] = tuple(_typed(v, element, key, origin) for v in items)
         else:
             kinds = {"str": str, "int": int, "bool": bool, "float": (int, float)}
-            values[name] = _typed(value, kinds[kind.split(" | ")[0]], key, origin)
+            values[name] = _typed(value, kinds[kind.split(" | ", maxsplit=1)[0]], key, origin)
     return cls(**values)
 
 
 def _typed(value: Any, kind: Any, key: str, origin: str) -> Any:
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-        names = {str: "a string", int: "an integer", dict: "a table", list: "a list", bool: "a boolean"}
-        raise UsageError(f"`{origin}`: `{key}` must be {names.get(kind, 'a number')}")
+        names = {str: "a string", int: "an integer", dict: "a table", list: "a list"}
+        raise UsageError(f"`{origin}`: `{key}` must be {names.get(kind, 'a number or a boolean')}")
     return value
 
 
@@ -323,9 +325,7 @@ def _model_word(word: str, folder: Path) -> str:
     return word
 
 
-def _refuse_unknown(
-    table: Mapping[str, Any], known: set[str], *, where: str, origin: str
-) -> None:
+def _refuse_unknown(table: Mapping[str, Any], known: set[str], *, where: str, origin: str) -> None:
     if not isinstance(table, dict):
         raise UsageError(f"`{origin}`: `{where.rstrip('.')}` must be a table")
     for key in table:

@@ -137,7 +137,7 @@ _NESTED: dict[str, type] = {
 _SCALARS: dict[str, type | tuple[type, ...]] = {"str": str, "int": int, "bool": bool}
 
 
-def _read(cls: type[_T], table: Mapping[str, Any], *, origin: str, where: str) -> T:
+def _read(cls: type[_T], table: Mapping[str, Any], *, origin: str, where: str) -> _T:
     known = {f.name: f for f in fields(cls)}  # type: ignore[arg-type]
     for key in table:
         if key not in known:

@@ -86,9 +86,7 @@ def predict(
     return done.stdout
 
 
-def serve(
-    bundle: Path, *, host: str, port: int, threads: int | None, cache_dir: Path
-) -> NoReturn:
+def serve(bundle: Path, *, host: str, port: int, threads: int | None, cache_dir: Path) -> NoReturn:
     """Verify a bundle, then become its server."""
     check_bundle(bundle, cache_dir=cache_dir)
     arguments = ["serve", "--host", host, "--port", str(port)]
@@ -103,11 +101,12 @@ def serve(
 def read_manifest(bundle: Path) -> dict[str, Any]:
     """Return the manifest of a bundle file or of an unpacked release, already verified."""
     if bundle.is_dir():
-        wire: dict[str, Any] = json.loads((bundle / "manifest.json").read_bytes())
-        return wire
-    with zipfile.ZipFile(bundle) as archive:
-        wire = json.loads(archive.read("manifest.json"))
-        return wire
+        content = (bundle / "manifest.json").read_bytes()
+    else:
+        with zipfile.ZipFile(bundle) as archive:
+            content = archive.read("manifest.json")
+    wire: dict[str, Any] = json.loads(content)
+    return wire
 
 
 def _tensor_file(bundle: Path, path: Path, stem: Path) -> Path:
@@ -131,8 +130,10 @@ def _tensor_file(bundle: Path, path: Path, stem: Path) -> Path:
 
     from packager.data import decode_image
 
+    # Written entry by entry: `numpy.savez` takes names as keywords, and some names are its own.
     file = stem.with_suffix(".npz")
-    np.savez(file, **{next(iter(images)): decode_image(path)})
+    with zipfile.ZipFile(file, "w") as archive, archive.open(f"{next(iter(images))}.npy", "w") as f:
+        np.lib.format.write_array(f, decode_image(path), allow_pickle=False)
     return file
 
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from packager.bundle.device import run_runtime
 from packager.bundle.local import check_bundle
@@ -14,6 +13,9 @@ from packager.errors import ModelUnsupported
 from packager.importers.load import import_model
 from packager.process import python_argv, run
 from packager.recipe import Recipe
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 _STARTUP_S = 120.0
 

@@ -25,7 +25,9 @@ _FOLDER = click.Path(path_type=Path)
 @click.option("--version", help="Dotted integers; 1.0.0 by default.")
 @click.option("--sequence", type=click.IntRange(min=0), help="Decides what is a downgrade.")
 @click.option("-c", "--calibration", type=_FOLDER, help="Photos, or .npz files.")
-@click.option("--precision", type=click.Choice(PRECISIONS), help="Take this instead of the fastest.")
+@click.option(
+    "--precision", type=click.Choice(PRECISIONS), help="Take this instead of the fastest."
+)
 @click.option("--shape", "shapes", multiple=True, metavar="NAME=AXES", help="x=batch,3,224,224")
 @click.option("--dim", "dims", multiple=True, metavar="NAME=RANGE", help="batch=1..32,opt=8")
 @click.option("--golden", type=_FOLDER, help="Real samples to carry for the self-test.")
@@ -37,7 +39,7 @@ _FOLDER = click.Path(path_type=Path)
 @cache_dir
 @as_json
 def command(*, dry_run: bool, quiet: bool, as_json: bool, **options: Any) -> None:
-    """Build MODEL for every target: FILE.py:FACTORY, PACKAGE.MODULE:FACTORY, FILE.pt2, FILE.onnx."""
+    """Build MODEL: FILE.py:FACTORY, PACKAGE.MODULE:FACTORY, FILE.pt2 or FILE.onnx."""
     from packager.pipeline import make_plan, run_plan
 
     console = Console(as_json=as_json, quiet=quiet)
@@ -58,15 +60,17 @@ def _lines(built: tuple[Built, ...]) -> list[str]:
         for c in item.artifact.candidates:
             parity, latency = c.parity, c.latency
             agreement = parity.top1_agreement if parity else None
-            rows.append((
-                c.name,
-                human_size(c.size_bytes) if c.size_bytes else "-",
-                f"{parity.cosine:.4f}" if parity else "-",
-                f"{agreement:.1%}" if agreement is not None else "-",
-                f"{latency.speedup:.2f} x" if latency else "unmeasured" if c.path else "-",
-                f"{c.verdict}: {c.reason}" if c.reason else c.verdict,
-            ))
+            rows.append(
+                (
+                    c.name,
+                    human_size(c.size_bytes) if c.size_bytes else "-",
+                    f"{parity.cosine:.4f}" if parity else "-",
+                    f"{agreement:.1%}" if agreement is not None else "-",
+                    f"{latency.speedup:.2f} x" if latency else "unmeasured" if c.path else "-",
+                    f"{c.verdict}: {c.reason}" if c.reason else c.verdict,
+                )
+            )
         lines += [f"{item.target.name}", *(f"  {line}" for line in table(rows)), ""]
-    rows = [("bundle", "size", "sha-256 of the manifest")]
-    rows += [(str(b.path), human_size(b.size_bytes), b.digest) for b in built]
-    return [*lines, *table(rows)]
+    files = [("bundle", "size", "sha-256 of the manifest")]
+    files += [(str(b.path), human_size(b.size_bytes), b.digest) for b in built]
+    return [*lines, *table(files)]

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from packager.cli.options import cache_dir
-from packager.console import Console, human_size
+from packager.console import Console, human_size, table
 
 
 @click.command("demo")
@@ -27,19 +27,18 @@ def command(output: Path, cache_dir: Path) -> None:
 def _lines(result: dict[str, Any]) -> list[str]:
     lines = ["", f"the photo `{result['photo']}`, asked over HTTP:"]
     lines += [f"  {share:6.1%}  {label}" for label, share in result["answers"]]
-    lines += [
-        "",
-        f"bundle    {result['bundle']}, {human_size(result['bundle_bytes'])}, nothing else to install",
-        f"model     {human_size(result['original_bytes'])} in fp32, "
-        f"{human_size(result['artifact_bytes'])} as {result['precision']}",
+    sizes = f"{human_size(result['original_bytes'])} in fp32, "
+    sizes += f"{human_size(result['artifact_bytes'])} as {result['precision']}"
+    server = f"first answer {result['first_answer_s']:.2f} s after its start, "
+    server += f"then {result['answer_ms']:.1f} ms a photo, {result['memory_mb']:.0f} MB"
+    rows = [
+        ("bundle", f"{result['bundle']}, {human_size(result['bundle_bytes'])}, nothing to install"),
+        ("model", sizes),
+        ("agreement", f"cosine {result['cosine']:.4f} with the original"),
+        ("server", server),
+        ("next", f"edgepack run {result['bundle']}"),
     ]
     if result["speedup"]:
-        lines.append(f"speed     {result['speedup']:.2f} x the original on this machine")
-    lines.append(f"agreement cosine {result['cosine']:.4f} with the original")
-    lines += [
-        f"server    first answer {result['first_answer_s']:.2f} s after its start, "
-        f"then {result['answer_ms']:.1f} ms a photo, {result['memory_mb']:.0f} MB",
-        "",
-        f"next: edgepack run {result['bundle']}",
-    ]
+        rows.insert(2, ("speed", f"{result['speedup']:.2f} times the original on this machine"))
+    lines += ["", *table(rows)]
     return lines

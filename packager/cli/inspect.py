@@ -47,8 +47,10 @@ def command(
 def _bundle_lines(manifest: dict[str, Any]) -> Iterator[str]:
     target, engine, model = manifest["target"], manifest["engine"], manifest["model"]
     yield f"{manifest['name']} {manifest['version']} (sequence {manifest['sequence']})"
-    yield f"target: {target['name']}, {target['arch']}, {target['libc']}, CPython {target['python']}"
-    yield f"engine: {engine['name']} {engine['version']}, {engine['precision']} {engine['scheme']}".rstrip()
+    needs = f"{target['arch']}, {target['libc']}, CPython {target['python']}"
+    yield f"target: {target['name']}, {needs}"
+    precision = f"{engine['precision']} {engine['scheme']}".rstrip()
+    yield f"engine: {engine['name']} {engine['version']}, {precision}"
     yield f"model: {model['source']}, imported by {model['exporter']}"
     for kind in ("inputs", "outputs"):
         for spec in model["signature"][kind]:

@@ -41,7 +41,7 @@ class _Lazy(click.Group):
 @click.group(
     cls=_Lazy,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-    epilog="Shell completion: eval \"$(_EDGEPACK_COMPLETE=bash_source edgepack)\" (or zsh, fish).",
+    epilog='Shell completion: eval "$(_EDGEPACK_COMPLETE=bash_source edgepack)" (or zsh, fish).',
 )
 @click.version_option(packager.__version__, prog_name="edgepack")
 def command() -> None:
@@ -78,7 +78,9 @@ def main() -> NoReturn:
     except OSError as fault:
         where = f"`{fault.filename}`: " if fault.filename else ""
         console.error(
-            f"{where}{(fault.strerror or str(fault)).lower()}", accepted=None, hint=_disk_hint(fault)
+            f"{where}{(fault.strerror or str(fault)).lower()}",
+            accepted=None,
+            hint=_disk_hint(fault),
         )
         code = 10
     except Exception:  # noqa: BLE001 - the last border: our own bug, kept in a file

@@ -28,7 +28,5 @@ def command(
 
     from packager.bundle.local import predict
 
-    done = predict(
-        bundle, inputs, output=output, top=top, cache_dir=cache_dir, as_json=as_json
-    )
+    done = predict(bundle, inputs, output=output, top=top, cache_dir=cache_dir, as_json=as_json)
     sys.stdout.write(done)

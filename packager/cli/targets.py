@@ -53,7 +53,9 @@ def detect(*, as_json: bool) -> None:
     verdicts = [(target, reasons_against(target, facts)) for target in all_targets()]
     lines = [f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in facts.items()]
     lines.append("")
-    lines += table([("target", "here"), *((t.name, "; ".join(why) or "yes") for t, why in verdicts)])
+    lines += table(
+        [("target", "here"), *((t.name, "; ".join(why) or "yes") for t, why in verdicts)]
+    )
     value = {"device": facts, "targets": {t.name: why for t, why in verdicts}}
     Console(as_json=as_json).data(value, lines)
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from packager.cli.options import as_json, bundle_argument, cache_dir
 from packager.console import Console
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 @click.command("verify")

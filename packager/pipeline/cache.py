@@ -27,17 +27,18 @@ def tool_versions() -> dict[str, str]:
 
 def stage_key(stage: str, **parts: Any) -> str:
     """Return the digest of a stage's name, the tools' versions and everything in `parts`."""
-    wire = {"stage": stage, "tools": tool_versions(), **{k: _wire(v) for k, v in parts.items()}}
+    wire = {"stage": stage, "tools": tool_versions(), **{k: wire_form(v) for k, v in parts.items()}}
     return sha256_of(canonical_json(wire))
 
 
-def _wire(value: Any) -> Any:
+def wire_form(value: Any) -> Any:
+    """Return dataclasses, tuples and paths as what JSON has."""
     if is_dataclass(value) and not isinstance(value, type):
-        return _wire(asdict(value))
+        return wire_form(asdict(value))
     if isinstance(value, dict):
-        return {str(key): _wire(item) for key, item in value.items()}
+        return {str(key): wire_form(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_wire(item) for item in value]
+        return [wire_form(item) for item in value]
     return value if isinstance(value, str | int | float | bool | None) else str(value)
 
 

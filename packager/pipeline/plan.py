@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 from packager.console import table
 from packager.errors import InputOutputError, UsageError
 from packager.recipe import (
-    Compression,
     Recipe,
     check_name,
     check_version,
@@ -29,7 +28,7 @@ if TYPE_CHECKING:
 _MODEL_FORMS = "`file.py:factory`, `package.module:factory`, `file.pt2` or `file.onnx`"
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Step:
     """One stage with its choice and the reason for it."""
 
@@ -112,7 +111,17 @@ def make_plan(
         TargetError: an unknown target.
         InputOutputError: a folder or file that is missing or cannot be written.
     """
-    recipe = _recipe(model, recipe_file, name, version, calibration, golden, shapes, dims)
+    recipe = resolve_recipe(
+        model,
+        recipe_file=recipe_file,
+        shapes=shapes,
+        dims=dims,
+        name=name,
+        version=version,
+        sequence=sequence,
+        calibration=calibration,
+        golden=golden,
+    )
     if precision is not None:
         if lock_file is not None:
             raise UsageError(
@@ -147,7 +156,7 @@ def make_plan(
     return Plan(
         recipe=recipe,
         targets=found,
-        sequence=_first(sequence, recipe.sequence, default_sequence(recipe.version)),
+        sequence=default_sequence(recipe.version) if recipe.sequence is None else recipe.sequence,
         output=output,
         cache_dir=cache_dir,
         lock_file=lock_file,
@@ -156,24 +165,34 @@ def make_plan(
     )
 
 
-def _recipe(
+def resolve_recipe(
     model: str | None,
-    recipe_file: Path | None,
-    name: str | None,
-    version: str | None,
-    calibration: Path | None,
-    golden: Path | None,
-    shapes: Iterable[str],
-    dims: Iterable[str],
+    *,
+    recipe_file: Path | None = None,
+    shapes: Iterable[str] = (),
+    dims: Iterable[str] = (),
+    **given: Any,
 ) -> Recipe:
+    """Return the recipe of a model: the file named or found beside it, under what is given.
+
+    Args:
+        model: The user's word; None takes the recipe's.
+        recipe_file: An `edgepack.toml`; None looks beside the model.
+        shapes: `NAME=AXES` words, over the recipe's.
+        dims: `NAME=RANGE` words, over the recipe's.
+        **given: Other fields of Recipe; None leaves the recipe's.
+
+    Raises:
+        UsageError: an unknown recipe key, a value that cannot be, or no model.
+        InputOutputError: the recipe cannot be read.
+    """
     file = recipe_file or find_recipe(model)
     values = read_recipe(file) if file is not None else {}
+    values.update({key: value for key, value in given.items() if value is not None})
     if model is not None:
         values["model"] = model
     if "model" not in values:
         raise UsageError("no model is named", accepted=_MODEL_FORMS, hint="edgepack build --help")
-    given = {"name": name, "version": version, "calibration": calibration, "golden": golden}
-    values.update({key: value for key, value in given.items() if value is not None})
     values.setdefault("name", default_name(values["model"]))
     values["shapes"] = {
         **values.get("shapes", {}),
@@ -186,17 +205,6 @@ def _recipe(
     check_name(values["name"])
     check_version(values.get("version", "1.0.0"))
     return Recipe(**values)
-
-
-def resolve_recipe(
-    model: str, *, shapes: Iterable[str] = (), dims: Iterable[str] = ()
-) -> Recipe:
-    """Return the recipe for a model alone: the file beside it, under these shapes and dimensions.
-
-    Raises:
-        UsageError: an unknown recipe key, or a shape or range that cannot be.
-    """
-    return _recipe(model, None, None, None, None, None, shapes, dims)
 
 
 def find_recipe(model: str | None) -> Path | None:
@@ -257,62 +265,47 @@ def _steps(recipe: Recipe, target: Target, lock_file: Path | None) -> list[Step]
     library, scheme = target.engine.library, target.quantization
     steps = [_import_step(recipe)]
     for name, image in recipe.images.items():
-        steps.append(Step(
-            stage="image", choice=f"`{name}` {image.size[0]} x {image.size[1]}",
-            reason="resize, crop and normalization go into the graph; the host only decodes",
-        ))  # fmt: skip
-    steps += _compress_steps(recipe.compress, recipe, target, lock_file)
-    steps.append(Step(
-        stage="scheme", choice=f"{scheme.activation} activations, {scheme.weight} weights"
-        f"{', 7 bits' if scheme.reduce_range else ''}", reason=scheme.why,
-    ))  # fmt: skip
-    steps.append(Step(
-        stage="engine", choice=f"{target.engine.name} {target.engine.version}",
-        reason=f"{library.package} {library.version}, sha-256 {library.wheel_sha256[:12]}…",
-    ))  # fmt: skip
+        size = f"`{name}` {image.size[0]} × {image.size[1]}"
+        steps.append(Step("image", size, "the host only decodes; the rest goes into the graph"))
+    steps += _compress_steps(recipe, target, lock_file)
+    kinds = f"{scheme.activation} activations, {scheme.weight} weights"
+    steps.append(Step("scheme", kinds + ", 7 bits" * scheme.reduce_range, scheme.why))
+    package = f"{library.package} {library.version}, sha-256 {library.wheel_sha256[:12]}…"
+    steps.append(Step("engine", f"{target.engine.name} {target.engine.version}", package))
     for cpu in target.emulators:
-        steps.append(Step(
-            stage="check", choice=f"self-test under an emulated {cpu}",
-            reason="the answers must be the same on every CPU of this target",
-        ))  # fmt: skip
-    steps.append(Step(
-        stage="golden", choice=str(recipe.golden) if recipe.golden else f"synthetic, seed {recipe.seed}",
-        reason="named by `--golden`" if recipe.golden else "a device must not carry anybody's data",
-    ))  # fmt: skip
+        why = "the answers must be the same on every CPU of this target"
+        steps.append(Step("check", f"self-test under an emulated {cpu}", why))
+    if recipe.golden is None:
+        why = "a device must not carry anybody's data"
+        steps.append(Step("golden", f"synthetic, seed {recipe.seed}", why))
+    else:
+        steps.append(Step("golden", str(recipe.golden), "named by `--golden`"))
     return steps
 
 
 def _import_step(recipe: Recipe) -> Step:
     if recipe.model.endswith(".onnx"):
-        return Step(stage="import", choice="ONNX file", reason="checked, then run to find true shapes")
+        return Step("import", "ONNX file", "checked, then run to find the true shapes")
     kind = "exported program" if recipe.model.endswith(".pt2") else "torch module"
     return Step(
-        stage="import", choice=f"{kind}: torch.export, then strict, then the older tracer",
-        reason="the first whose file computes what the module does at every size",
-    )  # fmt: skip
+        "import",
+        f"{kind}: torch.export, then strict, then the older tracer",
+        "the first whose file computes what the module does at every size",
+    )
 
 
-def _compress_steps(
-    compression: Compression, recipe: Recipe, target: Target, lock_file: Path | None
-) -> list[Step]:
+def _compress_steps(recipe: Recipe, target: Target, lock_file: Path | None) -> list[Step]:
     if lock_file is not None:
-        return [Step(stage="compress", choice="as locked", reason=f"`{lock_file}`")]
-    if compression.precision != "auto":
-        return [Step(stage="compress", choice=compression.precision, reason="asked for")]
-    steps = [Step(stage="compress", choice="fp32", reason="the original, cleaned; always a candidate")]
+        return [Step("compress", "as locked", f"`{lock_file}`")]
+    if recipe.compress.precision != "auto":
+        return [Step("compress", recipe.compress.precision, "asked for")]
+    steps = [Step("compress", "fp32", "the original, cleaned; always a candidate")]
     if "int8" in target.precisions:
-        steps.append(Step(
-            stage="compress", choice="int8-dynamic", reason="where matrix products of weights dominate",
-        ))  # fmt: skip
-        with_data = recipe.calibration is not None
-        steps.append(Step(
-            stage="compress", choice="int8-static" if with_data else "no int8-static",
-            reason=f"calibrated on `{recipe.calibration}`" if with_data
-            else "no calibration data: give a folder with `-c FOLDER`",
-        ))  # fmt: skip
+        why = "where matrix products of weights dominate"
+        steps.append(Step("compress", "int8-dynamic", why))
+        if recipe.calibration is None:
+            why = "no calibration data: give a folder with `-c FOLDER`"
+            steps.append(Step("compress", "no int8-static", why))
+        else:
+            steps.append(Step("compress", "int8-static", f"calibrated on `{recipe.calibration}`"))
     return steps
-
-
-def _first(*values: int | None) -> int:
-    return next(value for value in values if value is not None)
-

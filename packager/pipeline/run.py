@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import platform
+import shutil
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from packager.errors import BudgetMissed, IntegrityError, UsageError
-from packager.manifest import sha256_file
+from packager.errors import BudgetMissed, IntegrityError
 from packager.pipeline import stages
 from packager.pipeline.cache import StageCache, tool_versions
 from packager.workspace import workspace
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from packager.artifact import Artifact
-    from packager.bundle.lock import Lock
     from packager.console import Reporter
+    from packager.data import Samples
     from packager.model import Model
     from packager.pipeline.plan import Plan
     from packager.target import Target
@@ -76,7 +76,9 @@ def run_plan(plan: Plan, *, reporter: Reporter) -> tuple[Built, ...]:
             folder = work / target.name
             folder.mkdir()
             built.append(
-                _build_one(plan, target, model, samples, cache=cache, work=folder, reporter=reporter)
+                _build_one(
+                    plan, target, model, samples, cache=cache, work=folder, reporter=reporter
+                )
             )
     return tuple(built)
 
@@ -85,7 +87,7 @@ def _build_one(
     plan: Plan,
     target: Target,
     model: Model,
-    samples: stages.Calibration,
+    samples: Samples | None,
     *,
     cache: StageCache,
     work: Path,
@@ -97,16 +99,19 @@ def _build_one(
 
     began = time.time()
     recipe = plan.recipe
-    inputs = stages.input_digests(model, samples)
-    lock: Lock | None = None
+    inputs = stages.input_digests(recipe, model, samples)
+    locked = None
     if plan.lock_file is not None:
         lock = read_lock(plan.lock_file)
         lock.check(target=target.name, inputs=inputs)
+        for changed in lock.changed_tools(tool_versions()):
+            reporter.note(f"other tools than the lock's, so the bytes may differ: {changed}")
+        locked = lock.choices["precision"]
     artifact = stages.compress_stage(
-        recipe, target, model, samples, lock=lock, cache=cache, work=work, reporter=reporter
+        recipe, target, model, samples, locked=locked, cache=cache, work=work, reporter=reporter
     )
     reporter.stage(f"bundle for {target.name}")
-    golden = stages.golden_stage(recipe, artifact, reporter=reporter)
+    golden = stages.golden_stage(recipe, artifact, work=work, reporter=reporter)
     library = fetch_library(
         target.engine.library, cache=plan.cache_dir, wheelhouse=plan.wheelhouse, reporter=reporter
     )
@@ -197,7 +202,11 @@ def _publish(
                 "provenance": dataclasses.asdict(artifact.model.provenance),
             },
             "facts": artifact.facts,
-            "host": {"platform": platform.platform(), "cores": os.cpu_count(), "tools": tool_versions()},
+            "host": {
+                "platform": platform.platform(),
+                "cores": os.cpu_count(),
+                "tools": tool_versions(),
+            },
             "began": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(began)),
             "took_s": round(time.time() - began, 3),
         },
@@ -211,8 +220,6 @@ def _move(source: Path, target: Path) -> None:
         source.replace(target)
     except OSError:
         # The cache lies on another file system: copy beside the target, then rename.
-        import shutil
-
         part = target.with_name(f".{target.name}.part")
         try:
             shutil.copyfile(source, part)

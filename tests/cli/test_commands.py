@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 TARGETS = ["cpu-arm64", "cpu-x86_64", "cpu-x86_64-vnni", "raspberry-pi-4", "raspberry-pi-5"]
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 BUILD = ("build", "-t", "cpu-x86_64")
 
@@ -52,7 +54,7 @@ def _refused(done: Any, code: int, *words: str, out: Path | None = None) -> None
         ("model.py", b"", 2, ["make_model"]),
     ],
 )
-def test_a_file_that_is_no_model_is_refused(
+def test_a_file_that_is_no_model_is_refused(  # noqa: PLR0917 - one row of the table
     edgepack: Any, tmp_path: Path, name: str, content: bytes | None, code: int, words: list[str]
 ) -> None:
     if content is not None:
@@ -213,9 +215,7 @@ def test_a_bundle_that_does_not_exist_is_refused(
 
 
 @pytest.mark.parametrize("command", ["predict", "run", "verify", "inspect"])
-def test_a_file_that_is_no_bundle_is_refused(
-    edgepack: Any, tmp_path: Path, command: str
-) -> None:
+def test_a_file_that_is_no_bundle_is_refused(edgepack: Any, tmp_path: Path, command: str) -> None:
     (tmp_path / "text.edgepack").write_text("only words, again and again" * 99)
     more = ["-i", "x.npz"] if command == "predict" else []
     done = edgepack(command, tmp_path / "text.edgepack", *more)

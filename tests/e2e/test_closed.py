@@ -94,9 +94,7 @@ def test_serve_needs_no_network(scaled: dict[str, Any], tmp_path: Path) -> None:
     assert '"result"' in done.stdout
 
 
-def test_a_build_leaves_nothing_but_its_output_and_its_cache(
-    edgepack: Any, tmp_path: Path
-) -> None:
+def test_a_build_leaves_nothing_but_its_output_and_its_cache(edgepack: Any, tmp_path: Path) -> None:
     work = tmp_path / "work"
     work.mkdir()
     model = _write_model(tmp_path)

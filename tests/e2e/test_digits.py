@@ -58,7 +58,11 @@ def test_the_record_and_the_lock_lie_beside_the_bundle(digits: dict[str, Any]) -
     assert lock["choices"]["precision"] == digits["precision"]
     assert record["bundle"]["digest"] == digits["digest"]
     assert sorted(p.name for p in bundle.parent.iterdir()) == sorted(
-        [bundle.name, bundle.with_suffix(".lock.json").name, bundle.with_suffix(".record.json").name]
+        [
+            bundle.name,
+            bundle.with_suffix(".lock.json").name,
+            bundle.with_suffix(".record.json").name,
+        ]
     )
 
 

@@ -31,7 +31,9 @@ def test_every_declared_length_is_served_as_the_original_answers(
     with serve(Path(motion["path"])) as server:
         answer = server.post("/predict", {"data": rows.tolist()})
     expected = motion_gru.answers(rows)
-    assert np.abs(np.array(answer["result"]) - expected).max() < 0.05 * np.abs(expected).max() + 1e-3
+    assert (
+        np.abs(np.array(answer["result"]) - expected).max() < 0.05 * np.abs(expected).max() + 1e-3
+    )
 
 
 def test_a_length_outside_the_declared_range_is_refused(

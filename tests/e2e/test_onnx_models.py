@@ -1,4 +1,4 @@
-"""ONNX files that ordinary packages carry: a classifier of page rotation, and a note transcriber."""
+"""ONNX files that ordinary packages carry: page rotation, and notes from sound."""
 
 from __future__ import annotations
 
