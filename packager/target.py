@@ -212,7 +212,11 @@ def _toml(path: Path) -> dict[str, Any]:
 @cache
 def all_targets() -> tuple[Target, ...]:
     """Return every target that edgepack ships, by name."""
-    return tuple(read_target(path) for path in sorted(data_dir("targets").glob("*.toml")))
+    return tuple(read_target(path) for path in sorted(data_dir("targets").glob("*.toml"), key=_stem))
+
+
+def _stem(path: Path) -> str:
+    return path.stem
 
 
 def find_target(name: str) -> Target:

@@ -173,7 +173,7 @@ def _labels(recipe: Recipe, signature: Signature) -> dict[str, Entry]:
     classes = output.shape[-1].size if output.shape else None
     if classes is not None and len(names) != classes:
         raise UsageError(
-            f"`{files[0].name}` has {len(names)} lines for the {classes} classes of `{output.name}`",
+            f"`{files[0].name}` has {len(names)} lines for {classes} classes of `{output.name}`",
             accepted="one class name per line",
         )
     stem = output.name if _SAFE.fullmatch(output.name) else "output"

@@ -19,7 +19,10 @@ from packager.console import Console
 def command(
     what: Path, seconds: float, threads: int | None, cache_dir: Path, *, as_json: bool
 ) -> None:
-    """Measure BUNDLE in its own runtime, or an ONNX file in this host's engine."""
+    """Measure latency, throughput and memory here.
+
+    A bundle runs in its own runtime, an ONNX file in this host's engine.
+    """
     from packager.checks.bench import bench_bundle, bench_model
 
     if what.suffix == ".onnx":

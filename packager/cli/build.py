@@ -39,7 +39,10 @@ _FOLDER = click.Path(path_type=Path)
 @cache_dir
 @as_json
 def command(*, dry_run: bool, quiet: bool, as_json: bool, **options: Any) -> None:
-    """Build MODEL: FILE.py:FACTORY, PACKAGE.MODULE:FACTORY, FILE.pt2 or FILE.onnx."""
+    """Build one bundle per target.
+
+    MODEL is FILE.py:FACTORY, PACKAGE.MODULE:FACTORY, FILE.pt2 or FILE.onnx.
+    """
     from packager.pipeline import make_plan, run_plan
 
     console = Console(as_json=as_json, quiet=quiet)

@@ -16,7 +16,7 @@ from packager.console import Console, human_size, table
               show_default=True)  # fmt: skip
 @cache_dir
 def command(output: Path, cache_dir: Path) -> None:
-    """Build, serve and ask a real image classifier, and show what was gained."""
+    """Take a real classifier the whole way, no input needed."""
     from packager.demo import run_demo
 
     console = Console()

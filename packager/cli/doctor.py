@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 @cache_dir
 @as_json
 def command(cache_dir: Path, *, as_json: bool) -> None:
-    """Tell what this host can build, check and serve, and how to mend what it cannot."""
+    """Tell what this host lacks, each with its fix."""
     from packager.checks.host import examine_host
 
     findings = examine_host(cache_dir)

@@ -24,7 +24,10 @@ if TYPE_CHECKING:
 def command(
     what: str, shapes: tuple[str, ...], dims: tuple[str, ...], cache_dir: Path, *, as_json: bool
 ) -> None:
-    """Show the signature, operators and size of a model, or what a bundle holds."""
+    """Show what a model or a bundle is.
+
+    For a model: signature, operators, its size in every precision, what each target says to it.
+    """
     console = Console(as_json=as_json)
     path = Path(what)
     if what.endswith(".edgepack") or (path / "manifest.json").is_file():

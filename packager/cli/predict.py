@@ -23,7 +23,7 @@ def command(
     bundle: Path, inputs: tuple[Path, ...], output: Path | None, top: int, cache_dir: Path,
     *, as_json: bool,
 ) -> None:  # fmt: skip
-    """Ask BUNDLE once, offline, in its own runtime."""
+    """Ask a bundle once, offline."""
     import sys
 
     from packager.bundle.local import predict

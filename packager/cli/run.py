@@ -19,7 +19,10 @@ if TYPE_CHECKING:
 @click.option("--threads", type=click.IntRange(min=0), help="Intra-op threads; 0: one per core.")
 @cache_dir
 def command(bundle: Path, host: str, port: int, threads: int | None, cache_dir: Path) -> None:
-    """Serve BUNDLE here until Ctrl-C; ready when GET /v2/health/ready answers 200."""
+    """Serve a bundle here until Ctrl-C.
+
+    It is ready when GET /v2/health/ready answers 200.
+    """
     from packager.bundle.local import serve
 
     serve(bundle, host=host, port=port, threads=threads, cache_dir=cache_dir)

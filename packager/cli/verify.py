@@ -19,7 +19,10 @@ if TYPE_CHECKING:
 @cache_dir
 @as_json
 def command(bundle: Path, cache_dir: Path, *, self_test: bool, as_json: bool) -> None:
-    """Check every byte of BUNDLE, then that it computes what it did when it was built."""
+    """Check every byte of a bundle and what it computes.
+
+    The golden samples must come out as they did when it was built.
+    """
     from packager.bundle.local import verify
 
     result, lines = verify(bundle, self_test=self_test, cache_dir=cache_dir)
