@@ -38,7 +38,7 @@ def run_bench(
         TargetMismatch: the bundle is for another machine.
         ModelFault: the bundle has no golden sample, or the model fails on it.
     """
-    with open_release(path) as release:
+    with open_release(path, True) as release:
         check_fits(release.manifest, detect_device())
         if not release.manifest["golden"]["samples"]:
             raise ModelFault("the bundle carries no golden sample to run")

@@ -80,6 +80,10 @@ def main(argv: Sequence[str], root: Optional[str]) -> int:
             print("\n".join(describe(program, COMMANDS)))
             return 0
         name, values = parsed
+        if root is not None and os.path.isdir(root):
+            from .release import forget_compiled_main
+
+            forget_compiled_main(root)
         _RUN[name](root, values)
         sys.stdout.flush()
     except DeviceError as fault:
@@ -104,7 +108,7 @@ def serve(root: Optional[str], values: Dict[str, Any]) -> None:
     from .release import open_release
 
     path = _need(root)
-    with open_release(path) as release:
+    with open_release(path, True) as release:
         _check_device(release)
         engine = open_engine(release, values["threads"])
         try:
@@ -135,7 +139,8 @@ def verify(root: Optional[str], values: Dict[str, Any]) -> None:
     """Check integrity and, where this device fits, the golden samples."""
     from .verify import run_verify
 
-    result = run_verify(_need(values["path"] or root), values["self_test"])
+    path = values["path"] or root
+    result = run_verify(_need(path), values["self_test"], running=path == root)
     _show(result, ["%-10s %s" % (key.replace("_", " "), result[key]) for key in result], values)
 
 

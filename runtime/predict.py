@@ -46,7 +46,7 @@ def run_predict(
     """
     if output is not None and len(inputs) != 1:
         raise UsageFault("`-o` holds the outputs of one input file", "one `-i` for each `-o`")
-    with open_release(path) as release:
+    with open_release(path, True) as release:
         check_fits(release.manifest, detect_device())
         signature = Signature(release.manifest["model"]["signature"])
         requests = [_read_feeds(name, signature) for name in inputs]

@@ -13,6 +13,7 @@ from .manifest import MAX_MANIFEST_BYTES, Manifest, parse_manifest
 
 _CHUNK_BYTES = 1 << 18
 _FOLDER_MODE = 0o755
+_COMPILED = "__pycache__"
 
 
 class Release:
@@ -47,18 +48,22 @@ class Release:
         self.close()
 
 
-def open_release(path: str) -> Release:
+def open_release(path: str, running: bool = False) -> Release:
     """Verify a release folder, or the cached release of a bundle file, and return it.
 
     A bundle file is unpacked once into `$XDG_CACHE_HOME/edgepack/releases/DIGEST`, or, where that
     cannot be written, into a temporary folder that `close()` removes.
+
+    Args:
+        path: The folder or file.
+        running: This process was started from it; see `verify_release`.
 
     Raises:
         IntegrityFault: anything differs from the manifest.
         InputOutputFault: nothing to read at `path`, or no place to unpack to.
     """
     if os.path.isdir(path):
-        return Release(path, verify_release(path))
+        return Release(path, verify_release(path, running))
     manifest = read_manifest(path)
     cache = _cache_folder()
     if cache is not None:
@@ -96,8 +101,14 @@ def unpack(path: str, folder: str) -> Manifest:
     return manifest
 
 
-def verify_release(folder: str) -> Manifest:
+def verify_release(folder: str, running: bool = False) -> Manifest:
     """Compare every file and folder of a release with its manifest.
+
+    Args:
+        folder: The release.
+        running: This process was started as `python3 FOLDER`. CPython then keeps the compiled
+            `__main__.py` before any code of ours can tell it not to; that one file is passed over
+            here, and removed by `forget_compiled_main`. To everyone else it is an added file.
 
     Raises:
         IntegrityFault: something is changed, added, missing, re-moded or linked.
@@ -108,7 +119,7 @@ def verify_release(folder: str) -> Manifest:
         manifest = parse_manifest(data)
         if _read_small(os.path.join(folder, "manifest.sha256")) != digest_line(manifest):
             raise IntegrityFault("the digest of `manifest.json` differs")
-        _compare_names(folder, manifest)
+        _compare_names(folder, manifest, running)
         for record in manifest.files:
             found = _digest_file(os.path.join(folder, record.path), record.path, record.size)
             if found != record.sha256:
@@ -120,7 +131,19 @@ def verify_release(folder: str) -> Manifest:
     return manifest
 
 
-def _compare_names(folder: str, manifest: Manifest) -> None:
+def forget_compiled_main(folder: str) -> None:
+    """Remove the compiled `__main__.py` that CPython kept when it was started on a folder."""
+    compiled = os.path.join(folder, _COMPILED)
+    try:
+        for name in os.listdir(compiled):
+            if name.startswith("__main__."):
+                os.unlink(os.path.join(compiled, name))
+        os.rmdir(compiled)
+    except OSError:
+        pass
+
+
+def _compare_names(folder: str, manifest: Manifest, running: bool) -> None:
     modes = {record.path: record.mode for record in manifest.files}
     modes["manifest.json"] = modes["manifest.sha256"] = 0o644
     folders: Set[str] = {
@@ -128,6 +151,8 @@ def _compare_names(folder: str, manifest: Manifest) -> None:
     }
     missing = set(modes) | folders
     for path, status in _walk(folder, ""):
+        if running and (path == _COMPILED or path.startswith(_COMPILED + "/__main__.")):
+            continue
         if stat.S_ISLNK(status.st_mode):
             raise IntegrityFault("`%s` is a symbolic link" % path)
         mode = stat.S_IMODE(status.st_mode)

@@ -5,20 +5,34 @@ from __future__ import annotations
 import os
 from typing import Any, Dict
 
-from .archive import verify_bundle
+from .archive import read_manifest, verify_bundle
 from .errors import IntegrityFault
 from .release import open_release, verify_release
 
 
-def run_verify(path: str, self_test: bool) -> Dict[str, Any]:
+def run_verify(path: str, self_test: bool, running: bool = False) -> Dict[str, Any]:
     """Check every byte of a bundle or release and, where this device fits, run the samples.
+
+    Args:
+        path: The bundle file or release folder.
+        self_test: Run the golden samples.
+        running: This process was started from it.
 
     Raises:
         IntegrityFault: a byte differs, or a golden sample comes out otherwise than recorded.
         ModelFault: the model does not load or run.
         InputOutputFault: it cannot be read.
     """
-    manifest = verify_release(path) if os.path.isdir(path) else verify_bundle(path)
+    unpacked = os.path.isdir(path)
+    manifest = verify_release(path, running) if unpacked else read_manifest(path)
+    reasons = ["left out"]
+    if self_test:
+        from .detect import detect_device, reasons_against
+
+        reasons = reasons_against(manifest.fields["target"], detect_device())
+    if not unpacked:
+        # What the compressed files unpack to is checked when they are unpacked for the samples.
+        verify_bundle(path, decompress=bool(reasons))
     fields = manifest.fields
     result: Dict[str, Any] = {
         "name": fields["name"],
@@ -29,21 +43,18 @@ def run_verify(path: str, self_test: bool) -> Dict[str, Any]:
         "signature": "none",
         "self_test": "left out",
     }
-    if self_test:
-        result.update(_run_samples(path, fields))
+    if self_test and reasons:
+        result["self_test"] = "not run: " + "; ".join(reasons)
+    elif self_test:
+        result.update(_run_samples(path, running))
     return result
 
 
-def _run_samples(path: str, fields: Dict[str, Any]) -> Dict[str, Any]:
-    from .detect import detect_device, reasons_against
-
-    reasons = reasons_against(fields["target"], detect_device())
-    if reasons:
-        return {"self_test": "not run: " + "; ".join(reasons)}
+def _run_samples(path: str, running: bool) -> Dict[str, Any]:
     from .engine import open_engine
     from .golden import self_test
 
-    with open_release(path) as release:
+    with open_release(path, running) as release:
         engine = open_engine(release)
         try:
             outcome = self_test(release, engine)
