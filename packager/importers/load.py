@@ -7,6 +7,7 @@ import importlib.util
 import json
 import os
 import re
+import shutil
 import signal
 import sys
 from dataclasses import replace
@@ -51,6 +52,7 @@ write a factory and give `model.py:make_model` instead:
         return net, {{"x": torch.zeros(1, 3, 224, 224)}}"""
 _TITLES = {"torch": "torch module", "exported-program": "exported program", "onnx": "ONNX file"}
 _LOG_FILE = "import.log"
+_SCRATCH = "scratch"
 
 
 class _TimeoutError(EdgepackError):
@@ -181,7 +183,11 @@ def import_model(
         (workdir / name).unlink(missing_ok=True)
     reporter.stage(f"import {_TITLES[request.kind]} `{request.source}`")
     request.write(workdir / REQUEST_FILE)
-    done = _run_child(request, workdir)
+    try:
+        done = _run_child(request, workdir)
+    finally:
+        shutil.rmtree(workdir / _SCRATCH, ignore_errors=True)
+        (workdir / REQUEST_FILE).unlink(missing_ok=True)
     error_file, result_file = workdir / ERROR_FILE, workdir / RESULT_FILE
     if error_file.is_file():
         wire = json.loads(error_file.read_text(encoding="utf-8"))
@@ -234,7 +240,7 @@ def _require_torch() -> None:
 
 def _run_child(request: ImportRequest, workdir: Path) -> process.Completed:
     limits = request.limits
-    scratch = workdir / "scratch"
+    scratch = workdir / _SCRATCH
     scratch.mkdir(exist_ok=True)
     environment = {
         **os.environ,

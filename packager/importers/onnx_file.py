@@ -9,9 +9,12 @@ from typing import TYPE_CHECKING, Any, Final
 import onnx
 
 from packager.errors import ModelUnsupported
+from packager.importers.facts import graph_facts
 from packager.importers.graph_walk import graphs, nodes
 from packager.importers.lint import read_onnx
+from packager.importers.probe import ELEM_TYPES
 from packager.importers.request import MODEL_FILE, Imported, ImportRequest
+from packager.importers.string_locale import use_common_locale
 from packager.importers.true_shapes import find_signature
 from packager.importers.zip_map import remove_zip_maps
 from packager.model import Provenance
@@ -87,7 +90,7 @@ def write_model(
         ir_version=model.ir_version,
         provenance=provenance,
         quantized=is_quantized(model),
-        extra=extra or {},
+        extra={**(extra or {}), "graph": graph_facts(model)},
     )
 
 
@@ -117,6 +120,7 @@ def normalise(model: onnx.ModelProto) -> tuple[list[str], dict[str, Any]]:
     notes: list[str] = []
     _drop_initializer_inputs(model, notes)
     labels = remove_zip_maps(model, notes)
+    use_common_locale(model, notes)
     strip_texts(model)
     for holder in graphs(model):
         del holder.value_info[:]  # declared by whoever wrote the file, and at times wrong
@@ -213,7 +217,10 @@ def declare(model: onnx.ModelProto, signature: Signature) -> None:
 
 
 def _declare_shape(value: onnx.ValueInfoProto, spec: TensorSpec) -> None:
-    shape = value.type.tensor_type.shape
+    kind = value.type.tensor_type
+    if not kind.elem_type:
+        kind.elem_type = ELEM_TYPES[spec.dtype]
+    shape = kind.shape
     shape.SetInParent()
     del shape.dim[:]
     for dim in spec.shape:

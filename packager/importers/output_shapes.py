@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from packager.errors import ModelUnsupported
-from packager.importers.graph_walk import nodes
+from packager.importers.graph_walk import attribute_graphs
 from packager.importers.probe import dtype_name
 from packager.model import Dim, TensorSpec
 
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     import onnx
 
 _DATA_DEPENDENT_OPS: Final = frozenset(
-    {"NonZero", "NonMaxSuppression", "Unique", "Compress", "Loop", "StringSplit",
-     "ConcatFromSequence", "Tokenizer"}
+    {"NonZero", "NonMaxSuppression", "Unique", "Compress", "Loop",
+     "ConcatFromSequence"}
 )  # fmt: skip
 _NUMPY_NAMES: Final = {"object": "string", "str": "string"}
 
@@ -61,7 +61,7 @@ def output_specs(
     Raises:
         ModelUnsupported: an output changes its rank or has a type no answer can carry.
     """
-    wild = any(node.op_type in _DATA_DEPENDENT_OPS for node in nodes(model))
+    wild = _fed_by_data_dependent_ops(model)
     specs = []
     for value in model.graph.output:
         dtype = dtype_name(value.type.tensor_type.elem_type) or seen[0].outputs[value.name][0]
@@ -73,9 +73,29 @@ def output_specs(
         for axis in range(len(shapes[0])):
             pairs = [(run.sizes, shape[axis]) for run, shape in zip(seen, shapes, strict=True)]
             closed = len(declared) == len(shapes[0]) and declared[axis].dim_value > 0
-            axes.append(_axis(pairs, dims, trusted=closed or not wild))
+            axes.append(_axis(pairs, dims, trusted=closed or value.name not in wild))
         specs.append(TensorSpec(name=value.name, dtype=dtype, shape=tuple(axes)))
     return tuple(specs)
+
+
+def _fed_by_data_dependent_ops(model: onnx.ModelProto) -> set[str]:
+    """Return the tensors of the main graph that such an operator lies before.
+
+    A subgraph counts for the node that carries it; nodes come in topological order.
+    """
+    fed: set[str] = set()
+    for node in model.graph.node:
+        pending = [node]
+        hit = any(name in fed for name in node.input)
+        while pending and not hit:
+            inner = pending.pop()
+            hit = inner.op_type in _DATA_DEPENDENT_OPS
+            for graph in attribute_graphs(inner):
+                hit = hit or any(name in fed for n in graph.node for name in n.input)
+                pending.extend(graph.node)
+        if hit:
+            fed.update(node.output)
+    return fed
 
 
 def _axis(

@@ -15,11 +15,12 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-_ELEM_TYPES: Final = {
+_DTYPES: Final = {
     1: "float32", 2: "uint8", 3: "int8", 4: "uint16", 5: "int16", 6: "int32", 7: "int64",
     8: "string", 9: "bool", 10: "float16", 11: "float64", 12: "uint32", 13: "uint64",
     16: "bfloat16",
 }  # fmt: skip
+ELEM_TYPES: Final = {name: code for code, name in _DTYPES.items()}
 STYLES: Final = ("mixed", "ones", "zeros", "negative")
 
 
@@ -29,7 +30,7 @@ class RunFailure(Exception):  # noqa: N818 - not an error: a probe that fails is
 
 def dtype_name(elem_type: int) -> str | None:
     """Return our name of an ONNX element type, None where no request can carry it."""
-    name = _ELEM_TYPES.get(elem_type)
+    name = _DTYPES.get(elem_type)
     return None if name == "bfloat16" else name
 
 
@@ -64,8 +65,8 @@ def sample(
     are 0 or 1, which are valid ids of any vocabulary; strings are short words.
     """
     if dtype == "string":
-        word = {"zeros": "", "negative": "0"}.get(style, "a")
-        return np.full(shape, word, dtype=object)
+        words = {"zeros": ("",), "negative": ("0",), "ones": ("a",)}.get(style, ("a", "a b"))
+        return rng.choice(np.array(words, dtype=object), size=shape)
     if style in ("ones", "zeros"):
         return np.full(shape, 1 if style == "ones" else 0, dtype=dtype)
     if dtype.startswith("float"):

@@ -25,9 +25,7 @@ def remove_zip_maps(model: onnx.ModelProto, notes: list[str]) -> dict[str, list[
         labels[name] = _class_labels(node)
         plain = onnx.helper.make_node("Identity", [node.input[0]], [name], name=node.name)
         graph.node[index].CopyFrom(plain)
-        outputs[name].type.CopyFrom(
-            onnx.helper.make_tensor_type_proto(onnx.TensorProto.FLOAT, None)
-        )
+        outputs[name].ClearField("type")  # float or double; the run tells
         notes.append(f"output `{name}` was a list of maps and is now the tensor of probabilities")
     return labels
 

@@ -1,0 +1,128 @@
+"""Tells what a model is, before anything is built: signature, operators, sizes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Self
+
+from packager.console import human_size, table
+from packager.importers.load import import_model
+from packager.target import all_targets
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from packager.console import Reporter
+    from packager.importers.request import ImportLimits
+    from packager.model import Model, Provenance, Signature
+    from packager.recipe import Recipe
+    from packager.target import Target
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inspection:
+    """What one import found out about a model.
+
+    Attributes:
+        operators: How often each occurs, the most frequent first.
+        parameters: Number of weights.
+        size_bytes: Of the imported ONNX file.
+        estimated_bytes: By `fp32`, `fp16`, `int8` and `int4`, estimated from the weights.
+        domains: Operator domains in use.
+        quantized: The model came in already quantized.
+    """
+
+    signature: Signature
+    operators: dict[str, int]
+    parameters: int
+    size_bytes: int
+    estimated_bytes: dict[str, int]
+    opset: int
+    ir_version: int
+    domains: tuple[str, ...]
+    quantized: bool
+    provenance: Provenance
+
+    @classmethod
+    def of(cls, model: Model) -> Self:
+        """Return what is known of an imported model."""
+        facts = model.extra["graph"]
+        return cls(
+            signature=model.signature,
+            operators=facts["operators"],
+            parameters=facts["parameters"],
+            size_bytes=facts["size_bytes"],
+            estimated_bytes=facts["estimated_bytes"],
+            opset=model.opset,
+            ir_version=model.ir_version,
+            domains=tuple(facts["domains"]),
+            quantized=model.quantized,
+            provenance=model.provenance,
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the wire form for `--json`."""
+        return {
+            "source": self.provenance.source,
+            "source_sha256": self.provenance.source_sha256,
+            "kind": self.provenance.kind,
+            "exporter": self.provenance.exporter,
+            "signature": self.signature.to_json(),
+            "operators": self.operators,
+            "parameters": self.parameters,
+            "size_bytes": self.size_bytes,
+            "estimated_bytes": self.estimated_bytes,
+            "opset": self.opset,
+            "ir_version": self.ir_version,
+            "domains": list(self.domains),
+            "quantized": self.quantized,
+            "notes": list(self.provenance.notes),
+            "targets": {target.name: self.refusal(target) for target in all_targets()},
+        }
+
+    def refusal(self, target: Target) -> str | None:
+        """Return why a target's engine would not take the model as it is, None where it would."""
+        engine = target.engine
+        if self.opset > engine.max_opset:
+            return f"opset {self.opset}, its engine reads up to {engine.max_opset}"
+        if self.ir_version > engine.max_ir_version:
+            return f"IR version {self.ir_version}, its engine reads up to {engine.max_ir_version}"
+        if 2 * self.size_bytes > target.memory_mib << 20:
+            return f"{human_size(self.size_bytes)} of model, {target.memory_mib} MiB of memory"
+        return None
+
+    def to_text(self) -> Iterator[str]:
+        """Yield the lines that a person reads."""
+        yield f"{self.provenance.source}: {self.provenance.kind}, by {self.provenance.exporter}"
+        for spec in self.signature.inputs:
+            yield f"  input   {spec}"
+        for spec in self.signature.outputs:
+            yield f"  output  {spec}"
+        yield f"{self.parameters} parameters, opset {self.opset}, IR version {self.ir_version}"
+        if self.quantized:
+            yield "already quantized"
+        for note in self.provenance.notes:
+            yield f"note: {note}"
+        yield ""
+        sizes = [(name, human_size(size)) for name, size in self.estimated_bytes.items()]
+        yield from table([("precision", "estimated size"), *sizes])
+        yield ""
+        counts = [(name, str(count)) for name, count in self.operators.items()]
+        yield from table([("operator", "count"), *counts])
+        yield ""
+        verdicts = [(t.name, self.refusal(t) or "takes it") for t in all_targets()]
+        yield from table([("target", "verdict"), *verdicts])
+
+
+def inspect_model(
+    recipe: Recipe, *, workdir: Path, reporter: Reporter, limits: ImportLimits | None = None
+) -> Inspection:
+    """Import the recipe's model into `workdir` and return what was found.
+
+    An ONNX file needs no torch.
+
+    Raises:
+        EdgepackError: whatever `import_model` raises.
+    """
+    return Inspection.of(import_model(recipe, workdir=workdir, reporter=reporter, limits=limits))
