@@ -6,35 +6,19 @@ import ctypes
 import math
 import os
 import threading
-from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple, Union
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
-from .dtypes import BY_NAME, BY_ONNX
+from .dtypes import BY_NAME
 from .errors import BadRequest, InputOutputFault, ModelFault
 from .ortlibrary import LOG_FATAL, Library, load_library, refuse_run
-from .ortvalues import read_shape, read_value, string_value, wrap
+from .ortvalues import TensorInfo, describe, read_value, string_value, wrap
 from .tensor import Tensor
 
 OPTIMIZE_ALL = 99
 MAX_BINDINGS = 64
 MAX_BINDING_BYTES = 64 << 20
 
-_ONNX_TENSOR = 1
-_ONNX_TYPES = {2: "a sequence", 3: "a map", 4: "opaque", 5: "a sparse tensor", 6: "optional"}
 _Key = Tuple[object, ...]
-
-
-class TensorInfo(NamedTuple):
-    """An input or output as the model declares it, which need not be the truth.
-
-    Attributes:
-        name: Any text.
-        dtype: Our name of the element type.
-        shape: Sizes; a text for a named dimension, None for an unknown one.
-    """
-
-    name: str
-    dtype: str
-    shape: Tuple[Union[int, str, None], ...]
 
 
 class _Binding:
@@ -42,6 +26,7 @@ class _Binding:
 
     __slots__ = (
         "inputs",
+        "kept",
         "key",
         "name_array",
         "names",
@@ -57,7 +42,9 @@ class _Binding:
         self.names = names
         self.name_array = name_array
         self.nbytes = 0
+        # whether the shapes can be served again from here, and whether the session counts it
         self.reusable = True
+        self.kept = False
         # arrays of pointers to ONNX Runtime's values, owned by this binding
         self.inputs: Any = None
         self.outputs: Any = None
@@ -102,23 +89,25 @@ class Session:
         finally:
             ort.release("ReleaseSessionOptions", options)
         try:
-            self.inputs = _describe(ort, self._session, "Input")
-            self.outputs = _describe(ort, self._session, "Output")
+            self.inputs = describe(ort, self._session, "Input")
+            self.outputs = describe(ort, self._session, "Output")
         except ModelFault:
             ort.release("ReleaseSession", self._session)
             raise
         self._run = ort.run
-        self._input_names = _name_array([info.name for info in self.inputs])
+        self._names = tuple(info.name for info in self.inputs)
+        self._input_names = _name_array(self._names)
         names = tuple(info.name for info in self.outputs)
         self._all_outputs = (names, _name_array(names))
         self._fixed = _fixed_outputs(self.inputs, self.outputs)
         # Guards everything below; held for a few dictionary operations, never across a call.
-        self._idle = threading.Condition(threading.Lock())
+        self._lock = threading.Lock()
+        self._idle = threading.Condition(self._lock)
         self._active = 0
         self._closed = False
         self._free: Dict[_Key, List[_Binding]] = {}
-        self._free_count = 0
-        self._free_bytes = 0
+        self._kept_count = 0
+        self._kept_bytes = 0
 
     def run(
         self, feeds: Mapping[str, Tensor], outputs: Optional[Sequence[str]] = None
@@ -134,41 +123,44 @@ class Session:
                 refuses, or an output is unknown.
             ModelFault: the model failed.
         """
-        try:
-            tensors = [feeds[info.name] for info in self.inputs]
-        except KeyError as error:
-            raise BadRequest("missing input `%s`" % error.args[0]) from None
+        tensors = []
+        shapes: List[object] = [None if outputs is None else tuple(dict.fromkeys(outputs))]
+        for name in self._names:
+            tensor = feeds.get(name)
+            if tensor is None:
+                raise BadRequest("missing input `%s`" % name)
+            tensors.append(tensor)
+            shapes.append(tuple(tensor.shape))
         if len(feeds) != len(tensors):
-            known = {info.name for info in self.inputs}
-            extra = next(name for name in feeds if name not in known)
+            extra = next(name for name in feeds if name not in self._names)
             raise BadRequest("the model has no input `%s`" % extra)
-        wanted = None if outputs is None else tuple(dict.fromkeys(outputs))
-        key: _Key = (wanted, *[tuple(tensor.shape) for tensor in tensors])
-        with self._idle:
+        key = tuple(shapes)
+        with self._lock:
             if self._closed:
                 raise ModelFault("the session is closed")
             self._active += 1
-            binding = self._take(key)
-        reusable: Optional[_Binding] = None
-        surplus: List[_Binding] = []
+            free = self._free.get(key)
+            binding = free.pop() if free else None
+        done = False
         try:
             if binding is None:
-                binding = _Binding(key, *self._select(wanted))
+                binding = _Binding(key, *self._select(shapes[0]))
                 result = self._run_first(binding, tensors)
             else:
                 result = self._run_bound(binding, tensors)
-            reusable = binding if binding.reusable else None
+            done = True
         finally:
-            with self._idle:
+            if binding is not None and not (done and binding.kept and binding.reusable):
+                done = self._admit(binding) if done else self._drop(binding)
+            with self._lock:
                 self._active -= 1
-                if reusable is not None:
-                    surplus = self._put(reusable)
-                elif binding is not None:
-                    surplus = [binding]
+                if done and binding is not None:
+                    free = self._free.get(key)
+                    if free is None:
+                        self._free[key] = free = []
+                    free.append(binding)
                 if self._closed:
                     self._idle.notify_all()
-            for old in surplus:
-                self._release(old)
         return result
 
     def close(self) -> None:
@@ -225,6 +217,7 @@ class Session:
         self, binding: _Binding, tensors: Sequence[Tensor], status: int
     ) -> Dict[str, Tensor]:
         """Tell a refused output buffer from a refused input, by running without the buffers."""
+        # not to be used again, whatever comes out
         binding.reusable = False
         if all(out is None for _, _, _, out in binding.results):
             refuse_run(self._library, status)
@@ -279,7 +272,7 @@ class Session:
         finally:
             self._library.release_value(pointer)
 
-    def _select(self, wanted: Optional[Tuple[str, ...]]) -> Tuple[Tuple[str, ...], Any]:
+    def _select(self, wanted: Any) -> Tuple[Tuple[str, ...], Any]:
         """Return output names and their C array."""
         if wanted is None:
             return self._all_outputs
@@ -289,30 +282,44 @@ class Session:
                 raise BadRequest("the model has no output `%s`" % name)
         return wanted, _name_array(wanted)
 
-    def _take(self, key: _Key) -> Optional[_Binding]:
-        free = self._free.get(key)
-        if free is None:
-            return None
-        binding = free.pop()
-        if not free:
-            del self._free[key]
-        self._free_count -= 1
-        self._free_bytes -= binding.nbytes
-        return binding
+    def _admit(self, binding: _Binding) -> bool:
+        """Keep a new binding, in place of the oldest idle ones where there are too many."""
+        if not binding.reusable or binding.nbytes > MAX_BINDING_BYTES:
+            return self._drop(binding)
+        evicted = []
+        with self._lock:
+            binding.kept = True
+            self._kept_count += 1
+            self._kept_bytes += binding.nbytes
+            for key in list(self._free):
+                free = self._free[key]
+                while free and self._is_full():
+                    old = free.pop()
+                    old.kept = False
+                    self._kept_count -= 1
+                    self._kept_bytes -= old.nbytes
+                    evicted.append(old)
+                if not free:
+                    del self._free[key]
+                if not self._is_full():
+                    break
+        for old in evicted:
+            self._release(old)
+        # where all others are at work, this one goes
+        return self._drop(binding) if self._is_full() else True
 
-    def _put(self, binding: _Binding) -> List[_Binding]:
-        """Keep a binding as the newest; return the oldest ones that no longer fit."""
-        free = self._free.pop(binding.key, [])
-        free.append(binding)
-        self._free[binding.key] = free
-        self._free_count += 1
-        self._free_bytes += binding.nbytes
-        surplus = []
-        while self._free_count > MAX_BINDINGS or self._free_bytes > MAX_BINDING_BYTES:
-            old = self._take(next(iter(self._free)))
-            if old is not None:
-                surplus.append(old)
-        return surplus
+    def _is_full(self) -> bool:
+        return self._kept_count > MAX_BINDINGS or self._kept_bytes > MAX_BINDING_BYTES
+
+    def _drop(self, binding: _Binding) -> bool:
+        """Release a binding; return that it is not kept."""
+        if binding.kept:
+            binding.kept = False
+            with self._lock:
+                self._kept_count -= 1
+                self._kept_bytes -= binding.nbytes
+        self._release(binding)
+        return False
 
     def _release(self, binding: _Binding) -> None:
         """Release what a binding holds, before its buffers go."""
@@ -329,43 +336,6 @@ def _create_session(ort: Library, model: str, options: int) -> int:
     if status:
         ort.fail(status, hide=path)
     return out.value or 0
-
-
-def _describe(ort: Library, session: int, kind: str) -> Tuple[TensorInfo, ...]:
-    """Return the declared inputs or outputs; `kind` is `Input` or `Output`."""
-    count = ort.count("SessionGet%sCount" % kind, session)
-    return tuple(_describe_one(ort, session, kind, index) for index in range(count))
-
-
-def _describe_one(ort: Library, session: int, kind: str, index: int) -> TensorInfo:
-    text = ort.create("SessionGet%sName" % kind, session, index, ort.allocator)
-    name = ctypes.string_at(text).decode("utf-8", "replace")
-    ort.call("AllocatorFree", ort.allocator, text)
-    info = ort.create("SessionGet%sTypeInfo" % kind, session, index)
-    try:
-        onnx_type = ort.code("GetOnnxTypeFromTypeInfo", info)
-        if onnx_type != _ONNX_TENSOR:
-            raise ModelFault(
-                "%s `%s` is %s, and only tensors are served"
-                % (kind.lower(), name, _ONNX_TYPES.get(onnx_type, "of an unknown kind")),
-                hint="cut the model before it, or export it without that %s" % kind.lower(),
-            )
-        tensor_info = ort.create("CastTypeInfoToTensorInfo", info)
-        dtype = BY_ONNX.get(ort.code("GetTensorElementType", tensor_info))
-        if dtype is None:
-            raise ModelFault(
-                "%s `%s` has an element type that is not served" % (kind.lower(), name)
-            )
-        sizes = read_shape(ort, tensor_info)
-        symbols = (ctypes.c_char_p * len(sizes))()
-        ort.call("GetSymbolicDimensions", tensor_info, symbols, len(sizes))
-        shape = tuple(
-            size if size >= 0 else (symbol.decode("utf-8", "replace") or None)
-            for size, symbol in zip(sizes, symbols)  # noqa: B905
-        )
-    finally:
-        ort.release("ReleaseTypeInfo", info)
-    return TensorInfo(name, dtype.name, shape)
 
 
 def _fixed_outputs(inputs: Sequence[TensorInfo], outputs: Sequence[TensorInfo]) -> Dict[str, int]:

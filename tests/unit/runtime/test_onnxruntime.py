@@ -285,12 +285,16 @@ def test_many_shapes_and_large_inputs_keep_a_bounded_pool(
     session = open_session(small_models["dynamic"].path)
     for width in range(1, 200):
         session.run({"x": Tensor("float32", (1, 1, width), bytes(4 * width))})
-    assert session._free_count <= engine.MAX_BINDINGS
+    kept = [binding for free in session._free.values() for binding in free]
+    assert len(kept) == session._kept_count == engine.MAX_BINDINGS
     large = Tensor("float32", (1, 3000, 3000), bytes(36_000_000))
     for _ in range(2):
         assert session.run({"x": large})["y"].shape == (1, 3000, 3000)
-    assert session._free_bytes <= engine.MAX_BINDING_BYTES
-    assert session._free_bytes == sum(b.nbytes for free in session._free.values() for b in free)
+    session.run({"x": Tensor("float32", (1, 2000, 2000), bytes(16_000_000))})
+    session.run({"x": Tensor("float32", (1, 2000, 2001), bytes(16_008_000))})
+    kept = [binding for free in session._free.values() for binding in free]
+    assert session._kept_bytes == sum(binding.nbytes for binding in kept)
+    assert 32_000_000 <= session._kept_bytes <= engine.MAX_BINDING_BYTES
 
 
 @pytest.mark.parametrize(
