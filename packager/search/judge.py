@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import platform
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -247,20 +248,34 @@ def is_attention(model: Any) -> bool:
 
 def is_this_machine(target: Target) -> bool:
     """Tell whether this machine has the target's architecture and processor features."""
-    if platform.machine() != target.arch:
-        return False
+    flags = _host_flags()
+    some = target.cpu_features_any
+    return (
+        platform.machine() == target.arch
+        and set(target.cpu_features_all) <= flags
+        and (not some or bool(set(some) & flags))
+    )
+
+
+def host_level() -> str:
+    """Return what a search's outcome depends on here: architecture, kernels and cores."""
+    kernels = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "asimddp")
+    flags = _host_flags()
+    found = [kernel for kernel in kernels if kernel in flags]
+    return " ".join([platform.machine(), *found, f"{os.cpu_count()} cores"])
+
+
+def _host_flags() -> set[str]:
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:
-        return not target.cpu_features_all and not target.cpu_features_any
-    flags = {
+        return set()
+    return {
         word
         for line in text.splitlines()
-        if line.partition(":")[0].strip() in ("flags", "Features")
+        if line.partition(":")[0].strip() in {"flags", "Features"}
         for word in line.partition(":")[2].split()
     }
-    some = target.cpu_features_any
-    return set(target.cpu_features_all) <= flags and (not some or bool(set(some) & flags))
 
 
 def describe(candidate: Candidate) -> str:

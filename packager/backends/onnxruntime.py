@@ -1,0 +1,167 @@
+"""Turns the chosen candidate into the file that ONNX Runtime loads on a device."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from packager.artifact import Artifact
+from packager.checks.latency import open_session
+from packager.data import synthetic
+from packager.errors import BudgetMissed, ModelUnsupported, UsageError
+from packager.manifest import sha256_file
+from packager.passes.contract import first_line, opset_of, tool_faults
+from packager.passes.graph import all_nodes, strip_texts
+from packager.passes.image import attach_image
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from packager.artifact import Candidate
+    from packager.model import Model, Signature
+    from packager.recipe import ImageInput
+    from packager.target import Target
+
+_PRODUCER: Final = "edgepack"
+_RUNS: Final = 2
+
+
+def build(
+    model: Model,
+    candidates: Sequence[Candidate],
+    target: Target,
+    images: Mapping[str, ImageInput],
+    workdir: Path,
+) -> Artifact:
+    """Attach the pre-processing to the chosen candidate, check it against the target, and run it.
+
+    The file's bytes depend on the candidate, the images and the versions of the tools alone.
+
+    Args:
+        model: The original.
+        candidates: From `search.choose`; exactly one is chosen.
+        target: Its engine's highest opset and IR version.
+        images: The recipe's image inputs.
+        workdir: Where `model.onnx` goes.
+
+    Raises:
+        ModelUnsupported: an operator needs a later opset than the target's engine reads, or the
+            artifact does not load and run.
+        BudgetMissed: no candidate was chosen.
+        UsageError: an image input that does not fit.
+    """
+    import onnx
+
+    chosen = next((c for c in candidates if c.verdict == "chosen" and c.path is not None), None)
+    if chosen is None or chosen.path is None:
+        raise BudgetMissed("no candidate was chosen")
+    path = workdir / "model.onnx"
+    if images and model.quantized and model.opset < 18:
+        raise UsageError(
+            f"the model came in quantized with opset {model.opset}, and photos need opset 18",
+            hint="leave `[input.NAME.image]` out, or export the model with opset 18",
+        )
+    signature = model.signature
+    if images:
+        signature = attach_image(chosen.path, signature, images, path)
+        proto = onnx.load(path)
+    else:
+        proto = onnx.load(chosen.path)
+    strip_texts(proto)
+    proto.producer_name = _PRODUCER
+    proto.graph.name = "model"
+    _lower(proto, target)
+    path.write_bytes(proto.SerializeToString(deterministic=True))
+    read_back = onnx.load(path, load_external_data=False)
+    opset, ir_version = opset_of(read_back), int(read_back.ir_version)
+    _check_runs(path, signature, target)
+    return Artifact(
+        path=path,
+        model=model,
+        signature=signature,
+        precision=chosen.name,
+        scheme=chosen.scheme,
+        opset=opset,
+        ir_version=ir_version,
+        candidates=tuple(candidates),
+        facts={
+            "sha256": sha256_file(path),
+            "size_bytes": path.stat().st_size,
+            "nodes": sum(1 for _ in all_nodes(read_back)),
+            "domains": {
+                entry.domain or "ai.onnx": entry.version for entry in read_back.opset_import
+            },
+        },
+    )
+
+
+def _lower(model: Any, target: Target) -> None:
+    """Bring opset and IR version down to what the target's engine reads, in place."""
+    from onnx import helper, version_converter
+
+    engine = target.engine
+    opset = opset_of(model)
+    if opset > engine.max_opset:
+        needing = _needs_later(model, engine.max_opset)
+        if needing:
+            raise ModelUnsupported(
+                f"{target.name} reads opset {engine.max_opset} at most, and "
+                f"`{needing[0]}` changed after it",
+                accepted=f"opset {engine.max_opset} or lower",
+                hint=f"export the model with opset {engine.max_opset}",
+            )
+        try:
+            lowered = version_converter.convert_version(model, engine.max_opset)
+        except tool_faults() as fault:
+            raise ModelUnsupported(
+                f"{target.name} reads opset {engine.max_opset} at most, to which the model cannot "
+                f"be lowered from {opset}: {first_line(fault)}",
+                hint=f"export the model with opset {engine.max_opset}",
+            ) from fault
+        model.CopyFrom(lowered)
+        strip_texts(model)
+    if model.ir_version > engine.max_ir_version:
+        least = helper.find_min_ir_version_for(
+            [
+                entry
+                for entry in model.opset_import
+                if entry.domain in ("", "ai.onnx", "ai.onnx.ml")
+            ],
+            ignore_unknown=True,
+        )
+        if least > engine.max_ir_version:
+            raise ModelUnsupported(
+                f"{target.name} reads IR version {engine.max_ir_version} at most, and the model's "
+                f"operators need {least}"
+            )
+        model.ir_version = engine.max_ir_version
+
+
+def _needs_later(model: Any, opset: int) -> list[str]:
+    """Return the operators that do not exist at an opset."""
+    from onnx import defs
+
+    found = []
+    for node in all_nodes(model):
+        if node.domain not in ("", "ai.onnx"):
+            continue
+        try:
+            defs.get_schema(node.op_type, opset, "")
+        except defs.SchemaError:
+            found.append(node.op_type)
+    return sorted(set(found))
+
+
+def _check_runs(path: Path, signature: Signature, target: Target) -> None:
+    try:
+        session = open_session(path, 1)
+        names = [value.name for value in session.get_inputs()]
+        wanted = [spec.name for spec in signature.inputs]
+        if names != wanted:
+            raise ModelUnsupported(f"the artifact has the inputs {names}, not {wanted}")
+        for sample in synthetic(signature, _RUNS, 0):
+            session.run(None, dict(sample))
+    except tool_faults() as fault:
+        raise ModelUnsupported(
+            f"the artifact for {target.name} does not run: {first_line(fault)}"
+        ) from fault
