@@ -273,7 +273,7 @@ def load_app(release: Any, engine: Any) -> App:
         raise InputOutputFault("cannot read `%s`: %s" % (path, error.strerror)) from error
     names: Dict[str, Any] = {"__name__": "edgepack_server", "__file__": path}
     # a file of the verified release: as much ours as this one
-    exec(compile(source, path, "exec"), names)  # noqa: S102
+    exec(compile(source, path, "exec", dont_inherit=True), names)  # noqa: S102
     if "build" not in names:
         raise ModelFault("`server/app.py` has no `build`", hint="build the bundle again")
     app: App = names["build"](release, engine)
