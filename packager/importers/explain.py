@@ -91,7 +91,7 @@ def explain(fault: BaseException, *, program: Any = None) -> Refusal:
     if "Constraints violated" in text or "specialized" in text or "ConstraintViolation" in text:
         return _dimension_refusal(text, where)
     first = _telling_line(chain)
-    return Refusal(first, where=where, hint="the whole report is in the log of the import")
+    return Refusal(first, where=where)
 
 
 def _dimension_refusal(text: str, where: str | None) -> Refusal:

@@ -122,6 +122,12 @@ def _check_frame(model: onnx.ModelProto, source: str) -> None:
         raise ModelUnsupported(f"`{source}` has no outputs")
     if not model.opset_import:
         raise ModelUnsupported(f"`{source}` names no operator set, so its operators mean nothing")
+    newest = onnx.defs.onnx_opset_version()
+    for entry in model.opset_import:
+        if entry.domain in ("", "ai.onnx") and not 1 <= entry.version <= newest:
+            raise ModelUnsupported(
+                f"`{source}` uses operator set {entry.version}", accepted=f"1 to {newest}"
+            )
     for what, values in (("input", graph.input), ("output", graph.output)):
         names = [value.name for value in values]
         for name in names:

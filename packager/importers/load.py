@@ -53,6 +53,7 @@ write a factory and give `model.py:make_model` instead:
 _TITLES = {"torch": "torch module", "exported-program": "exported program", "onnx": "ONNX file"}
 _LOG_FILE = "import.log"
 _SCRATCH = "scratch"
+_CRASH_LINES = 6
 
 
 class _TimeoutError(EdgepackError):
@@ -137,8 +138,6 @@ def _is_pickle(path: Path, magic: bytes, suffix: str) -> bool:
         return True
     if magic[:4] != b"PK\x03\x04":
         return False
-    if suffix == ".onnx":
-        return True
     import zipfile
 
     try:
@@ -146,11 +145,7 @@ def _is_pickle(path: Path, magic: bytes, suffix: str) -> bool:
             names = [name.split("/", 1)[-1] for name in archive.namelist()]
     except (zipfile.BadZipFile, OSError):
         return False
-    return (
-        "data.pkl" in names
-        and not any("serialized_exported_program" in n for n in names)
-        and (not any(n.startswith("models/") for n in names))
-    )
+    return "data.pkl" in names and not any(name.startswith("models/") for name in names)
 
 
 def import_model(
@@ -191,6 +186,7 @@ def import_model(
     error_file, result_file = workdir / ERROR_FILE, workdir / RESULT_FILE
     if error_file.is_file():
         wire = json.loads(error_file.read_text(encoding="utf-8"))
+        error_file.unlink()
         kind: type[EdgepackError] = getattr(errors, wire["class"])
         raise kind(wire["message"], accepted=wire["accepted"], hint=wire["hint"])
     if done.returncode != 0 or not result_file.is_file():
@@ -298,15 +294,11 @@ def _model_bytes(path: Path) -> int:
 
 def _crash(request: ImportRequest, done: process.Completed) -> EdgepackError:
     """Return the error for a child that ended without a word."""
-    log = f"log: {done.log}"
     if done.returncode in (-signal.SIGXCPU, -signal.SIGKILL):
         return ModelUnsupported(
-            f"importing `{request.source}` used more time or memory than it may, and was ended",
-            hint=log,
+            f"importing `{request.source}` used more time or memory than it may, and was ended"
         )
-    lines = done.stderr.rstrip().splitlines()
-    last = lines[-1] if lines else "no output"
+    lines = done.stderr.rstrip().splitlines()[-_CRASH_LINES:]
+    last = "".join(f"\n  | {line}" for line in lines) or " without a word"
     how = f"signal {-done.returncode}" if done.returncode < 0 else f"exit {done.returncode}"
-    return ModelUnsupported(
-        f"importing `{request.source}` crashed the converter ({how}): {last}", hint=log
-    )
+    return ModelUnsupported(f"importing `{request.source}` crashed the converter ({how}){last}")
