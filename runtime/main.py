@@ -104,15 +104,17 @@ def main(argv: Sequence[str], root: Optional[str]) -> int:
 
 def serve(root: Optional[str], values: Dict[str, Any]) -> None:
     """Serve the release until told to stop."""
+    from .app import load_app
     from .engine import open_engine
     from .release import open_release
+    from .server import serve as listen
 
     path = _need(root)
     with open_release(path, True) as release:
         _check_device(release)
         engine = open_engine(release, values["threads"])
         try:
-            _load_server(release)(release, engine, host=values["host"], port=values["port"])
+            listen(load_app(release, engine), host=values["host"], port=values["port"])
         finally:
             engine.close()
 
@@ -191,16 +193,6 @@ def _check_device(release: Any) -> None:
     from .detect import check_fits, detect_device
 
     check_fits(release.manifest, detect_device())
-
-
-def _load_server(release: Any) -> Callable[..., None]:
-    """Return `serve` of the release's own `server/app.py`, whose digest was checked."""
-    code: Dict[str, Any] = {"__name__": "server.app"}
-    path = release.path("server/app.py")
-    with open(path, encoding="utf-8") as stream:
-        exec(compile(stream.read(), path, "exec"), code)  # noqa: S102 - a verified file of ours
-    run: Callable[..., None] = code["serve"]
-    return run
 
 
 def _need(root: Optional[str]) -> str:

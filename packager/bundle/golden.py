@@ -165,8 +165,9 @@ def _runtime_errors() -> tuple[type[Exception], ...]:
     from onnxruntime.capi import onnxruntime_pybind11_state as state
 
     return (
-        RuntimeError, ValueError, state.Fail, state.InvalidArgument, state.InvalidGraph,
-        state.RuntimeException, state.NotImplemented,
+        RuntimeError, ValueError, state.EPFail, state.Fail, state.InvalidArgument,
+        state.InvalidGraph, state.InvalidProtobuf, state.NoSuchFile, state.NotImplemented,
+        state.RuntimeException,
     )  # fmt: skip
 
 
