@@ -26,7 +26,6 @@ PHRASES = {
     431: "Request Header Fields Too Large",
     500: "Internal Server Error",
     503: "Service Unavailable",
-    505: "HTTP Version Not Supported",
 }
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 JSON_TYPE = b"Content-Type: application/json\r\n"
@@ -93,7 +92,8 @@ def parse_head(block: bytes) -> Head:
         raise BadRequest("the request's first line is not HTTP")
     method, target, major, minor_text = (part.decode("ascii") for part in match.groups())
     if major != "1" or minor_text not in ("0", "1"):
-        raise BadRequest("only HTTP/1.0 and HTTP/1.1 are served", 505)
+        # 505 would count as a fault of the server in every dashboard
+        raise BadRequest("only HTTP/1.0 and HTTP/1.1 are served")
     minor = int(minor_text)
     fields = _parse_fields(lines[1:])
     path, authority = _split_target(target, fields, minor)
