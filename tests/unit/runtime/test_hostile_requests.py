@@ -60,7 +60,7 @@ def raw(head: str, body: bytes = b"") -> bytes:
 
 
 def post_head(fields: str, body: bytes = b"") -> bytes:
-    return post_head("{fields}", body)
+    return raw(f"POST {INFER} HTTP/1.1\nHost: localhost\n{fields}", body)
 
 
 def chunked(body: bytes) -> bytes:
