@@ -72,10 +72,15 @@ class DeclaredInput:
 
 @dataclass(kw_only=True)
 class AxisPlan:
-    """Every input's axes, the symbols they use, and what to tell the user."""
+    """Every input's axes, the symbols they use, and what to tell the user.
+
+    Attributes:
+        settled: Dimensions whose range has one size, which are static.
+    """
 
     inputs: tuple[InputPlan, ...]
     symbols: dict[str, Symbol]
+    settled: set[str] = field(default_factory=set)
     notes: list[str] = field(default_factory=list)
 
     def substitute(self, renamed: Mapping[str, int | str]) -> None:
@@ -122,7 +127,11 @@ def plan_axes(
             InputPlan(name=entry.name, dtype=entry.dtype, axes=tuple(axes), fixed=given is not None)
         )
     plan.inputs = tuple(inputs)
-    used = set(plan.symbols) | {a for axes in shapes.values() for a in axes if isinstance(a, str)}
+    used = (
+        set(plan.symbols)
+        | plan.settled
+        | {a for axes in shapes.values() for a in axes if isinstance(a, str)}
+    )
     for name in dims:
         if name not in used:
             raise UsageError(
@@ -141,6 +150,7 @@ def _add_symbol(
     """Record the symbol and return it, or its size where its range has only one."""
     given = dims.get(name)
     if given is not None and given.min == given.max:
+        plan.settled.add(name)
         return given.min
     known = plan.symbols.get(name)
     plan.symbols[name] = Symbol(

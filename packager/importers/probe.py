@@ -52,6 +52,12 @@ def reason(fault: BaseException) -> str:
     text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", text)
     text = re.sub(r"/\S+?\.(cc|h):\d+ ", "", text)
     text = re.sub(r"(onnxruntime|onnx)::\S+\([^)]*\)( const)? ?", "", text)
+    text = re.sub(
+        r"Non-zero status code returned while running (\w+) node\. "
+        r"Name:'([^']*)' Status Message: ",
+        r"operator \1 `\2`: ",
+        text,
+    ).replace(" ``:", ":")
     text = re.sub(r"^(void|static \w+|Status|common::Status) ", "", text)
     text = re.sub(r"Load model from \S+ failed: ?", "", text)
     return text[:400].strip().rstrip(".") or type(fault).__name__

@@ -109,8 +109,6 @@ class _Search:
         outputs = output_specs(self._model, self._seen, ranges)
         return Signature(inputs=inputs, outputs=outputs), plan.notes
 
-    # -- running ---------------------------------------------------------------------------
-
     def _feeds(self, sizes: Sizes, seed: int, style: str) -> dict[str, Any]:
         rng = np.random.default_rng(seed)
         return {
@@ -130,8 +128,6 @@ class _Search:
         except RunFailure as fault:
             return str(fault)
         return None
-
-    # -- the first sizes that run ------------------------------------------------------------
 
     def _find_base(self) -> None:
         declared = self._plan.inputs
@@ -168,8 +164,6 @@ class _Search:
         if not free:
             return batches
         return [{**start, **dict.fromkeys(free, size)} for size in _FREE_SIZES for start in batches]
-
-    # -- which symbols really vary --------------------------------------------------------------
 
     def _settle_symbols(self) -> None:
         failing: dict[str, str] = {}
@@ -338,8 +332,6 @@ class _Search:
                 f"`{self._source}` does not run with `batch` = {symbol.range.max}: {fault}",
                 hint="give the range that it takes: `--dim batch=1..8`",
             )
-
-    # -- the outputs ---------------------------------------------------------------------------
 
     def _observe_values(self) -> None:
         """Run other values at the same sizes: a shape that changes depends on the data."""

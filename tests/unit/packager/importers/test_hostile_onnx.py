@@ -47,9 +47,6 @@ def hostile(words: str) -> Callable[[Callable[[Path], object]], Callable[[Path],
     return add
 
 
-# -- bytes that are no model ---------------------------------------------------------------------
-
-
 @hostile("is empty")
 def an_empty_file(path: Path) -> None:
     path.write_bytes(b"")
@@ -146,9 +143,6 @@ def two_inputs_of_one_name(path: Path) -> None:
     proto = dense()
     proto.graph.input.append(proto.graph.input[0])
     save(proto, path)
-
-
-# -- external data -------------------------------------------------------------------------------
 
 
 def external(path: Path, **entries: str) -> bytes:
@@ -281,9 +275,6 @@ def external_data_of_a_sparse_tensor(path: Path) -> None:
     save(proto, path)
 
 
-# -- tensors and shapes that lie -------------------------------------------------------------------
-
-
 @hostile("takes 48 bytes but holds 44")
 def raw_data_too_short(path: Path) -> None:
     proto = dense()
@@ -326,9 +317,6 @@ def an_input_of_terabytes(path: Path) -> None:
     proto = dense()
     proto.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1 << 40
     save(proto, path)
-
-
-# -- operators ------------------------------------------------------------------------------------
 
 
 @hostile("custom operator `evil.Run`")
@@ -445,9 +433,6 @@ def too_many_operators(path: Path) -> None:
     save(proto, path)
 
 
-# -- models that only hurt when they run ------------------------------------------------------------
-
-
 @hostile("may loop for ever")
 def an_endless_loop(path: Path) -> None:
     body = helper.make_graph(
@@ -484,9 +469,6 @@ def a_memory_bomb_by_expansion(path: Path) -> None:
     ]
     size = constant("size", np.array([1 << 20, 1 << 16, 2]))
     save(model(nodes, [value("x", [2])], [value("y", [])], [size]), path)
-
-
-# -- types that no request carries --------------------------------------------------------------------
 
 
 @hostile("is a sequence")
