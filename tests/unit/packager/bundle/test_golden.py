@@ -27,20 +27,22 @@ def contents(golden: module.Golden) -> dict[str, Any]:
 
 
 def test_the_same_seed_gives_the_same_bytes_and_another_one_others(
-    artifact: Artifact, tmp_path: Path
+    small_artifact: Artifact, tmp_path: Path
 ) -> None:
     def make(seed: int) -> module.Golden:
-        return make_golden(artifact, samples=None, seed=seed, min_cosine=0.99, workdir=tmp_path)
+        return make_golden(
+            small_artifact, samples=None, seed=seed, min_cosine=0.99, workdir=tmp_path
+        )
 
     assert make(1) == make(1)
     assert contents(make(1)) != contents(make(2))
 
 
 def test_the_table_tells_origin_seed_level_and_tolerances(
-    artifact: Artifact, tmp_path: Path
+    small_artifact: Artifact, tmp_path: Path
 ) -> None:
     golden = make_golden(
-        artifact, samples=None, seed=7, min_cosine=0.98, workdir=tmp_path, cpu="avx2"
+        small_artifact, samples=None, seed=7, min_cosine=0.98, workdir=tmp_path, cpu="avx2"
     )
     assert golden.table == {
         "samples": 4, "origin": "synthetic", "seed": 7, "cpu": "avx2",
@@ -52,8 +54,8 @@ def test_the_table_tells_origin_seed_level_and_tolerances(
     )
 
 
-def test_the_runtime_reads_what_the_host_wrote(artifact: Artifact, tmp_path: Path) -> None:
-    golden = make_golden(artifact, samples=None, seed=0, min_cosine=0.99, workdir=tmp_path)
+def test_the_runtime_reads_what_the_host_wrote(small_artifact: Artifact, tmp_path: Path) -> None:
+    golden = make_golden(small_artifact, samples=None, seed=0, min_cosine=0.99, workdir=tmp_path)
     (tmp_path / "golden").mkdir()
     for path, data in contents(golden).items():
         (tmp_path / path).write_bytes(data)
@@ -63,21 +65,21 @@ def test_the_runtime_reads_what_the_host_wrote(artifact: Artifact, tmp_path: Pat
 
 
 def test_real_samples_are_carried_and_their_origin_is_told(
-    artifact: Artifact, tmp_path: Path
+    small_artifact: Artifact, tmp_path: Path
 ) -> None:
     x = np.arange(16, dtype=np.float32).reshape(2, 8) / 16
     samples = Samples([lambda: {"x": x}], digest="d", origin="1 file", kind="npz")
-    golden = make_golden(artifact, samples=samples, seed=0, min_cosine=0.99, workdir=tmp_path)
+    golden = make_golden(small_artifact, samples=samples, seed=0, min_cosine=0.99, workdir=tmp_path)
     assert golden.table["origin"] == "1 file"
     with np.load(io.BytesIO(contents(golden)["golden/000.inputs.npz"])) as file:
         np.testing.assert_array_equal(file["i0"], x)
 
 
 def test_samples_stop_at_the_size_bound_but_one_is_always_kept(
-    artifact: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    small_artifact: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "MAX_COMPRESSED_BYTES", 10)
-    golden = make_golden(artifact, samples=None, seed=0, min_cosine=0.99, workdir=tmp_path)
+    golden = make_golden(small_artifact, samples=None, seed=0, min_cosine=0.99, workdir=tmp_path)
     assert golden.table["samples"] == 1
     assert len(golden.entries) == 3
 
@@ -91,8 +93,8 @@ def _negated(artifact: Artifact, folder: Path) -> Artifact:
     return replace(artifact, path=folder / "other.onnx", precision="int8-static")
 
 
-def test_a_real_sample_past_the_budget_is_a_miss(artifact: Artifact, tmp_path: Path) -> None:
-    other = _negated(artifact, tmp_path)
+def test_a_real_sample_past_the_budget_is_a_miss(small_artifact: Artifact, tmp_path: Path) -> None:
+    other = _negated(small_artifact, tmp_path)
     samples = Samples(
         [lambda: {"x": np.ones((1, 8), np.float32)}], digest="d", origin="1 file", kind="npz"
     )
@@ -102,19 +104,19 @@ def test_a_real_sample_past_the_budget_is_a_miss(artifact: Artifact, tmp_path: P
 
 
 def test_noise_past_the_budget_lowers_the_recorded_bound(
-    artifact: Artifact, tmp_path: Path
+    small_artifact: Artifact, tmp_path: Path
 ) -> None:
-    other = _negated(artifact, tmp_path)
+    other = _negated(small_artifact, tmp_path)
     golden = make_golden(other, samples=None, seed=0, min_cosine=0.99, workdir=tmp_path)
     assert golden.table["original"]["min_cosine"] < 0.99
     assert golden.table["other_cpu"] == {"min_cosine": 0.99}
 
 
-def test_a_model_that_does_not_run_is_refused(artifact: Artifact, tmp_path: Path) -> None:
+def test_a_model_that_does_not_run_is_refused(small_artifact: Artifact, tmp_path: Path) -> None:
     (tmp_path / "bad.onnx").write_bytes(b"rubbish")
     with pytest.raises(ModelUnsupported, match=r"`bad\.onnx` does not run") as caught:
         make_golden(
-            replace(artifact, path=tmp_path / "bad.onnx"),
+            replace(small_artifact, path=tmp_path / "bad.onnx"),
             samples=None, seed=0, min_cosine=0.99, workdir=tmp_path,
         )  # fmt: skip
     assert caught.value.exit_code == 5

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import platform
 import shutil
 from typing import TYPE_CHECKING
 
@@ -16,8 +17,8 @@ from packager.bundle.assemble import Bundle, assemble
 from packager.bundle.golden import make_golden
 from packager.bundle.library import FetchedLibrary
 from packager.model import Dim, Model, Provenance, Signature, TensorSpec
-from packager.recipe import Recipe
-from packager.target import find_target
+from packager.recipe import ImageInput, Recipe
+from packager.target import Target, find_target
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -52,7 +53,8 @@ def make_artifact(folder: Path) -> Artifact:
 
 
 @pytest.fixture(scope="session")
-def artifact(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+def small_artifact(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    """Return x [n, 8] → y [n, 4] in float32."""
     return make_artifact(tmp_path_factory.mktemp("artifact"))
 
 
@@ -75,15 +77,24 @@ def plain_library(engine_library: Path, tmp_path_factory: pytest.TempPathFactory
 
 @pytest.fixture(scope="session")
 def small_bundle(
-    artifact: Artifact, plain_library: FetchedLibrary, tmp_path_factory: pytest.TempPathFactory
+    small_artifact: Artifact,
+    plain_library: FetchedLibrary,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Bundle:
-    """Return a bundle for this machine's kind of CPU."""
+    """Return a bundle for this machine, with a label for each of the four classes."""
     folder = tmp_path_factory.mktemp("bundle")
+    (folder / "labels.txt").write_text("north\neast\nsouth\nwest wind\n")
+    image = ImageInput(size=(1, 1), labels=folder / "labels.txt")
     return assemble(
-        artifact,
-        target=find_target("cpu-x86_64"),
-        recipe=Recipe(model="model.onnx", name="small", version="1.2.0"),
-        golden=make_golden(artifact, samples=None, seed=0, min_cosine=0.99, workdir=folder),
+        small_artifact,
+        target=this_target(),
+        recipe=Recipe(model="model.onnx", name="small", version="1.2.0", images={"x": image}),
+        golden=make_golden(small_artifact, samples=None, seed=0, min_cosine=0.99, workdir=folder),
         library=plain_library,
         out_dir=folder,
     )
+
+
+def this_target() -> Target:
+    """Return the plain CPU target of this machine's architecture."""
+    return find_target({"x86_64": "cpu-x86_64", "aarch64": "cpu-arm64"}[platform.machine()])
