@@ -90,8 +90,10 @@ class Connection(asyncio.Protocol):
         self._reader = RequestReader(shared.admissions, shared.budget)
         self._transport = cast("asyncio.Transport", None)
         self._busy = False  # a thread works on the answer
+        self._scheduled = False  # the next request is looked at in the loop's next round
         self._blocked = False  # the client does not take its answer
         self._paused = False  # we do not take the client's requests
+        self._ended = False  # the client sends no more
         self._closing = False  # no further request is answered
         self._stage = IDLE
         self.deadline = _NEVER
@@ -126,15 +128,16 @@ class Connection(asyncio.Protocol):
         except BadRequest as error:
             self._fail(error)
             return
-        if not self._busy and not self._blocked:
+        if not (self._busy or self._blocked or self._scheduled):
             self._advance()
         elif self._reader.buffered > MAX_AHEAD_BYTES and not self._paused:
             self._paused = True
             self._transport.pause_reading()
 
     def eof_received(self) -> bool:
-        """Keep the way back open while an answer is being made."""
-        return self._busy and not self._closing
+        """Keep the way back open while there is something to answer."""
+        self._ended = True
+        return not self._closing and (self._busy or self._blocked or self._scheduled)
 
     def pause_writing(self) -> None:
         """Stop answering: the client reads slower than we write."""
@@ -146,7 +149,8 @@ class Connection(asyncio.Protocol):
         """Go on with what came meanwhile."""
         self._blocked = False
         self.deadline = self._shared.loop.time() + IDLE_TIMEOUT_S
-        self._advance()
+        if not self._scheduled:
+            self._advance()
 
     def expire(self) -> None:
         """End a connection that took too long."""
@@ -164,9 +168,13 @@ class Connection(asyncio.Protocol):
         """Close at once, whatever is under way."""
         self._transport.abort()
 
+    def _advance_later(self) -> None:
+        self._scheduled = False
+        self._advance()
+
     def _advance(self) -> None:
         """Answer the next request if it is complete; later ones wait for their turn."""
-        if self._busy or self._blocked or self._closing:
+        if self._busy or self._blocked or self._closing or self._transport.is_closing():
             return
         reader = self._reader
         try:
@@ -177,6 +185,9 @@ class Connection(asyncio.Protocol):
         if found is not None:
             self._stage = IDLE
             self._answer(*found)
+            return
+        if self._ended:
+            self._close(unread=False)
             return
         if self._paused:
             self._paused = False
@@ -257,7 +268,10 @@ class Connection(asyncio.Protocol):
             self._close(unread=reader.dead)
         elif reader.buffered:
             # other connections get their turn between the requests of a pipeline
-            shared.loop.call_soon(self._advance)
+            self._scheduled = True
+            shared.loop.call_soon(self._advance_later)
+        elif self._ended:
+            self._close(unread=False)
         elif self._paused:
             self._paused = False
             self._transport.resume_reading()
