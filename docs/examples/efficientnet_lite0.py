@@ -32,11 +32,9 @@ def transform(photo: Image.Image) -> np.ndarray:
 
     The packager compiles the same steps into the graph and is held to this function's result.
     """
-    width, height = photo.size
-    scale = RESIZE / min(width, height)
-    photo = photo.convert("RGB").resize(
-        (round(width * scale), round(height * scale)), Image.Resampling.BICUBIC
-    )
-    left, top = (photo.width - SIZE) // 2, (photo.height - SIZE) // 2
+    short = min(photo.size)
+    width, height = (RESIZE * side // short for side in photo.size)
+    photo = photo.convert("RGB").resize((width, height), Image.Resampling.BICUBIC)
+    left, top = round((width - SIZE) / 2), round((height - SIZE) / 2)
     photo = photo.crop((left, top, left + SIZE, top + SIZE))
     return ((np.asarray(photo, np.float32) - 127.0) / 128.0).transpose(2, 0, 1)
