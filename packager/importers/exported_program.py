@@ -16,6 +16,7 @@ from packager.importers.graph_walk import set_io_names
 from packager.importers.ladder import to_onnx
 from packager.importers.onnx_file import normalise, write_model
 from packager.importers.pt2_archive import load_program, rewrite_pt2
+from packager.importers.request import SCRATCH_FOLDER, Imported, ImportRequest
 from packager.importers.torch_calls import flatten, unique_names
 from packager.importers.torch_sizes import refuse_unknown_names
 from packager.model import Provenance
@@ -23,8 +24,6 @@ from packager.recipe import DEFAULT_BATCH, DimRange
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-
-    from packager.importers.request import Imported, ImportRequest
 
 _UNBOUNDED_PROBE = 64
 
@@ -37,12 +36,9 @@ def import_exported_program(request: ImportRequest, workdir: Path) -> Imported:
         ModelUnsupported: hostile, broken, without example inputs, or not exportable.
     """
     path = Path(request.path)
-    clean = workdir / "clean.pt2"
+    clean = workdir / SCRATCH_FOLDER / "clean.pt2"
     rewrite_pt2(path, clean, source=request.source)
-    try:
-        program = load_program(clean, source=request.source)
-    finally:
-        clean.unlink(missing_ok=True)
+    program = load_program(clean, source=request.source)
     reference = _Program(program, request.source)
     plan = _plan(program, reference.examples, request)
     try:

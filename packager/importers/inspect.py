@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from packager.recipe import Recipe
     from packager.target import Target
 
+PRECISIONS = ("fp32", "fp16", "int8", "int4")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Inspection:
@@ -50,10 +52,10 @@ class Inspection:
         facts = model.extra["graph"]
         return cls(
             signature=model.signature,
-            operators=facts["operators"],
+            operators=dict(sorted(facts["operators"].items(), key=lambda e: (-e[1], e[0]))),
             parameters=facts["parameters"],
             size_bytes=facts["size_bytes"],
-            estimated_bytes=facts["estimated_bytes"],
+            estimated_bytes={name: facts["estimated_bytes"][name] for name in PRECISIONS},
             opset=model.opset,
             ir_version=model.ir_version,
             domains=tuple(facts["domains"]),
@@ -94,7 +96,9 @@ class Inspection:
 
     def to_text(self) -> Iterator[str]:
         """Yield the lines that a person reads."""
-        yield f"{self.provenance.source}: {self.provenance.kind}, by {self.provenance.exporter}"
+        exporter = self.provenance.exporter
+        how = "" if exporter == "none" else f", exported by {exporter}"
+        yield f"{self.provenance.source}: {self.provenance.kind}{how}"
         for spec in self.signature.inputs:
             yield f"  input   {spec}"
         for spec in self.signature.outputs:

@@ -27,6 +27,7 @@ from packager.importers.request import (
     MODEL_FILE,
     REQUEST_FILE,
     RESULT_FILE,
+    SCRATCH_FOLDER,
     Imported,
     ImportLimits,
     ImportRequest,
@@ -52,7 +53,6 @@ write a factory and give `model.py:make_model` instead:
         return net, {{"x": torch.zeros(1, 3, 224, 224)}}"""
 _TITLES = {"torch": "torch module", "exported-program": "exported program", "onnx": "ONNX file"}
 _LOG_FILE = "import.log"
-_SCRATCH = "scratch"
 _CRASH_LINES = 6
 
 
@@ -181,7 +181,7 @@ def import_model(
     try:
         done = _run_child(request, workdir)
     finally:
-        shutil.rmtree(workdir / _SCRATCH, ignore_errors=True)
+        shutil.rmtree(workdir / SCRATCH_FOLDER, ignore_errors=True)
         (workdir / REQUEST_FILE).unlink(missing_ok=True)
     error_file, result_file = workdir / ERROR_FILE, workdir / RESULT_FILE
     if error_file.is_file():
@@ -236,7 +236,7 @@ def _require_torch() -> None:
 
 def _run_child(request: ImportRequest, workdir: Path) -> process.Completed:
     limits = request.limits
-    scratch = workdir / _SCRATCH
+    scratch = workdir / SCRATCH_FOLDER
     scratch.mkdir(exist_ok=True)
     environment = {
         **os.environ,

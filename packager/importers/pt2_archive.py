@@ -129,6 +129,10 @@ def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
 
 def _checked_entries(archive: zipfile.ZipFile, source: str) -> list[zipfile.ZipInfo]:
     entries = [entry for entry in archive.infolist() if not entry.is_dir()]
+    if entries and min(entry.header_offset for entry in entries) != 0:
+        raise ModelUnsupported(
+            f"`{source}` is damaged: its archive does not begin at its first byte"
+        )
     seen: set[str] = set()
     total = 0
     for entry in entries:

@@ -17,6 +17,7 @@ REQUEST_FILE = "request.json"
 MODEL_FILE = "model.onnx"
 RESULT_FILE = "model.json"
 ERROR_FILE = "error.json"
+SCRATCH_FOLDER = "scratch"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -254,7 +254,8 @@ def test_what_torch_export_cannot_do_falls_to_the_older_tracer(
         ),
         (
             (
-                "class Net(nn.Module):\n    def forward(self, x):\n        return x + torch.randn(4)\n"
+                "class Net(nn.Module):\n    def forward(self, x):\n"
+                "        return x + torch.randn(4)\n"
                 "def make_model():\n    return Net(), {'x': torch.ones(1, 4)}\n"
             ),
             "different answers for the same input",
@@ -306,7 +307,7 @@ def test_a_factory_in_a_package_of_the_current_folder(
     found = importing("zoo.nets:make_model")
     assert str(found.signature.inputs[0]) == "a b: float32[batch=1..32]"
     assert found.provenance.source == "zoo.nets:make_model"
-    with pytest.raises(ModelUnsupported, match="No module named 'zoo.none'"):
+    with pytest.raises(ModelUnsupported, match=r"No module named 'zoo\.none'"):
         importing("zoo.none:make_model")
 
 
