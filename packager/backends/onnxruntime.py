@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from packager.artifact import Artifact
 from packager.checks.latency import open_session
+from packager.checks.parity import compare
 from packager.data import synthetic
 from packager.errors import BudgetMissed, ModelUnsupported, UsageError
 from packager.manifest import sha256_file
@@ -17,13 +18,17 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
+    from numpy.typing import NDArray
+
     from packager.artifact import Candidate
+    from packager.data import Samples
     from packager.model import Model, Signature
     from packager.recipe import ImageInput
     from packager.target import Target
 
 _PRODUCER: Final = "edgepack"
 _RUNS: Final = 2
+_LOWERED: Final = 1e-4
 
 
 def build(
@@ -70,7 +75,7 @@ def build(
     strip_texts(proto)
     proto.producer_name = _PRODUCER
     proto.graph.name = "model"
-    _lower(proto, target)
+    _lower(proto, target, signature)
     path.write_bytes(proto.SerializeToString(deterministic=True))
     read_back = onnx.load(path, load_external_data=False)
     opset, ir_version = opset_of(read_back), int(read_back.ir_version)
@@ -95,31 +100,13 @@ def build(
     )
 
 
-def _lower(model: Any, target: Target) -> None:
+def _lower(model: Any, target: Target, signature: Signature) -> None:
     """Bring opset and IR version down to what the target's engine reads, in place."""
-    from onnx import helper, version_converter
+    from onnx import helper
 
     engine = target.engine
-    opset = opset_of(model)
-    if opset > engine.max_opset:
-        needing = _needs_later(model, engine.max_opset)
-        if needing:
-            raise ModelUnsupported(
-                f"{target.name} reads opset {engine.max_opset} at most, and "
-                f"`{needing[0]}` changed after it",
-                accepted=f"opset {engine.max_opset} or lower",
-                hint=f"export the model with opset {engine.max_opset}",
-            )
-        try:
-            lowered = version_converter.convert_version(model, engine.max_opset)
-        except tool_faults() as fault:
-            raise ModelUnsupported(
-                f"{target.name} reads opset {engine.max_opset} at most, to which the model cannot "
-                f"be lowered from {opset}: {first_line(fault)}",
-                hint=f"export the model with opset {engine.max_opset}",
-            ) from fault
-        model.CopyFrom(lowered)
-        strip_texts(model)
+    if opset_of(model) > engine.max_opset:
+        model.CopyFrom(_lowered(model, target, signature))
     if model.ir_version > engine.max_ir_version:
         least = helper.find_min_ir_version_for(
             [
@@ -137,7 +124,64 @@ def _lower(model: Any, target: Target) -> None:
         model.ir_version = engine.max_ir_version
 
 
-def _needs_later(model: Any, opset: int) -> list[str]:
+def _lowered(model: Any, target: Target, signature: Signature) -> Any:
+    import onnx
+    from onnx import version_converter
+
+    opset, limit = opset_of(model), target.engine.max_opset
+    hint = f"export the model with opset {limit}"
+    missing = _missing_operators(model, limit)
+    if missing:
+        raise ModelUnsupported(
+            f"{target.name} reads opset {limit} at most, which has no `{missing[0]}`", hint=hint
+        )
+
+    def converted() -> Any:
+        return version_converter.convert_version(model, limit)
+
+    def relabelled() -> Any:
+        # Many operators changed only in the dtypes they take, and the converter knows no way back.
+        draft = onnx.ModelProto()
+        draft.CopyFrom(model)
+        for entry in draft.opset_import:
+            if entry.domain in {"", "ai.onnx"}:
+                entry.version = limit
+        onnx.checker.check_model(draft)
+        return draft
+
+    samples = synthetic(signature, _RUNS, 0)
+    expected = _answers(model, samples)
+    reason = "an output changes"
+    for make in (converted, relabelled):
+        try:
+            draft = make()
+            parity = compare(expected, _answers(draft, samples))
+        except tool_faults() as fault:
+            reason = first_line(fault)
+            continue
+        if parity.cosine > 1 - _LOWERED and parity.exact:
+            strip_texts(draft)
+            return draft
+    raise ModelUnsupported(
+        f"{target.name} reads opset {limit} at most, to which the model cannot be lowered from "
+        f"{opset}: {reason}",
+        hint=hint,
+    )
+
+
+def _answers(model: Any, samples: Samples) -> list[dict[str, NDArray[Any]]]:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+    names = [output.name for output in session.get_outputs()]
+    return [dict(zip(names, session.run(names, dict(s)), strict=True)) for s in samples]
+
+
+def _missing_operators(model: Any, opset: int) -> list[str]:
     """Return the operators that do not exist at an opset."""
     from onnx import defs
 

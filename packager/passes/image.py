@@ -184,5 +184,6 @@ def _run(path: Path, samples: Samples) -> list[dict[str, NDArray[Any]]]:
         return [dict(zip(names, session.run(names, dict(s)), strict=True)) for s in samples]
     except tool_faults() as fault:
         raise ModelUnsupported(
-            f"the model does not run with its image pre-processing: {first_line(fault)}"
+            f"the model does not run with its image pre-processing: {first_line(fault)}",
+            hint=f"export the model with opset {LEAST_OPSET} or later",
         ) from fault

@@ -18,6 +18,8 @@ _BETWEEN: Final = (
     "Mul", "Pad", "Relu", "Reshape", "Resize", "Slice", "Split", "Squeeze", "Transpose",
     "Unsqueeze",
 )  # fmt: skip
+# Layers that stay float may hold this share of the weights: more costs size and speed.
+_FLOAT_SHARE: Final = 0.2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,11 +46,12 @@ class Int8Static:
             return "the model is quantized already"
         if opset_of(model) < 13:
             return f"opset {opset_of(model)} has no per-channel quantization; 13 is needed"
-        layers = len(_layers(model))
-        if layers == 0:
+        layers = constant_weights(model, WEIGHTED)
+        if not layers:
             return "no convolution or matrix product has constant weights"
-        if layers <= self.float_layers:
-            return f"the model has only {layers} layers with weights"
+        first = sum(list(layers.values())[: self.float_layers])
+        if first > _FLOAT_SHARE * sum(layers.values()):
+            return f"the first {self.float_layers} layers hold {first} weights, too many for float"
         return None
 
     def run(self, model: Any, context: PassContext) -> PassResult:
@@ -73,7 +76,7 @@ class Int8Static:
         draft = onnx.ModelProto()
         draft.CopyFrom(model)
         name_nodes(draft)
-        float_nodes = list(_layers(draft))[: self.float_layers]
+        float_nodes = list(constant_weights(draft, WEIGHTED))[: self.float_layers]
         after = quantize_statically(
             draft,
             context,
@@ -94,7 +97,3 @@ class Int8Static:
             raise PassBroken("no layer could be quantized")
         if opset_of(after) > context.target.engine.max_opset:
             raise PassBroken(f"the model came out with opset {opset_of(after)}")
-
-
-def _layers(model: Any) -> dict[str, int]:
-    return constant_weights(model, WEIGHTED)

@@ -175,8 +175,11 @@ class Judge:
         path = self.workdir / "fp32.onnx"
         onnx.save(original, path)
         kept = dataclasses.replace(made, path=path, size_bytes=path.stat().st_size)
-        reason = f"the graph as it came, as the cleaned one is {judged.verdict}"
-        return dataclasses.replace(self._held_to_parity(kept), reason=reason)
+        reason = f"the graph as it came, as the cleaned one {judged.reason or 'is slower'}"
+        judged = self._held_to_parity(kept)
+        # Whatever limits say, the original is as near to itself as it can be.
+        verdict = "failed" if judged.verdict == "failed" else "passed"
+        return dataclasses.replace(judged, verdict=verdict, reason=reason)
 
     def _held_to_parity(self, made: Candidate) -> Candidate:
         if made.path is None:

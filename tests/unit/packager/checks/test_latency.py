@@ -1,0 +1,56 @@
+"""Latency: alternating pairs, a confidence, and an end."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+
+from packager.checks.latency import alternate, bootstrap_confidence, open_session
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+def test_a_much_smaller_model_wins_with_confidence(make_mlp: Callable) -> None:
+    large = make_mlp(width=1024).path
+    big = large.rename(large.with_name("big.onnx"))
+    small = make_mlp(width=8).path
+    latency = alternate(big, small, {"x": np.zeros((1, 32), np.float32)}, 1)
+    assert latency.speedup > 1.0
+    assert latency.confidence >= 0.95
+    assert latency.runs >= 3
+    assert 0 < latency.p50_ms <= latency.p90_ms
+    assert latency.original_p50_ms > latency.p50_ms
+
+
+def test_equal_models_end_when_the_time_is_up(make_mlp: Callable) -> None:
+    path = make_mlp().path
+    latency = alternate(path, path, {"x": np.zeros((1, 32), np.float32)}, 1, max_seconds=0.3)
+    assert latency.threads == 1
+    assert latency.runs >= 3
+
+
+def test_confidence_follows_the_measured_ratios() -> None:
+    assert bootstrap_confidence(np.full(20, 1.5)) == 1.0
+    assert bootstrap_confidence(np.full(20, 0.5)) == 0.0
+    mixed = np.tile([0.9, 1.1], 15)
+    assert 0.05 < bootstrap_confidence(mixed) < 0.95
+    assert bootstrap_confidence(mixed) == bootstrap_confidence(mixed)
+
+
+def test_a_session_uses_the_processor_alone(make_mlp: Callable) -> None:
+    session = open_session(make_mlp().path, 1)
+    assert session.get_providers() == ["CPUExecutionProvider"]
+    options = session.get_session_options()
+    assert options.intra_op_num_threads == 1
+    assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"
+
+
+def test_a_model_that_does_not_load_is_raised(make_mlp: Callable) -> None:
+    path = make_mlp().path
+    broken = path.with_name("broken.onnx")
+    broken.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(Exception, match=r"broken\.onnx"):
+        alternate(path, broken, {"x": np.zeros((1, 32), np.float32)}, 1)

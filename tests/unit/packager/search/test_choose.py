@@ -1,0 +1,366 @@
+"""The choice among candidates: limits, data, locks, precisions asked for by name."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx
+import pytest
+
+from packager.artifact import Candidate, Latency, Parity
+from packager.checks.latency import open_session
+from packager.errors import BudgetMissed, UsageError
+from packager.recipe import Compression
+from packager.search import choose as search
+from packager.search.choose import as_table, choose
+from packager.search.forms import forms
+from packager.search.judge import is_attention, is_this_machine
+from packager.target import find_target
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from packager.model import Model
+
+ELSEWHERE, HERE = "cpu-arm64", "cpu-x86_64"
+
+
+@pytest.fixture
+def run(tmp_path: Path, notes: Any) -> Callable[..., dict[str, Candidate]]:
+    def call(
+        model: Model, samples: Any = None, *, target: str = ELSEWHERE, locked: str | None = None,
+        folder: str = "search", **compression: Any,
+    ) -> dict[str, Candidate]:  # fmt: skip
+        workdir = tmp_path / folder
+        workdir.mkdir()
+        found = choose(
+            model, find_target(target), samples, Compression(**compression),
+            locked=locked, threads=1, workdir=workdir, reporter=notes,
+        )  # fmt: skip
+        assert [c.verdict for c in found].count("chosen") == 1
+        return {c.name: c for c in found}
+
+    return call
+
+
+@pytest.fixture(autouse=True)
+def on_an_x86_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    # Nothing is timed for another architecture: the outcome must not depend on where tests run.
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+
+
+def verdicts(found: dict[str, Candidate]) -> dict[str, str]:
+    return {name: candidate.verdict for name, candidate in found.items()}
+
+
+def digest(candidate: Candidate) -> str:
+    assert candidate.path is not None
+    return hashlib.sha256(candidate.path.read_bytes()).hexdigest()
+
+
+def test_for_another_machine_the_targets_order_decides_unmeasured(
+    run: Callable, make_cnn: Callable, make_samples: Callable
+) -> None:
+    model = make_cnn(layers=10, channels=64)
+    found = run(model, make_samples(model, 30))
+    assert (
+        verdicts(found)
+        == {
+            "fp32": "passed",
+            "int8-dynamic": "skipped",
+            "int8-static": "passed",
+            "int8-static-mixed": "chosen",
+        }
+        or verdicts(found)["int8-static"] == "chosen"
+    )
+    best = next(c for c in found.values() if c.verdict == "chosen")
+    assert best.latency is None
+    assert "latency: unmeasured" in best.reason
+    assert best.scheme == "U8S8 per channel"
+    assert best.parity is not None
+    assert best.parity.samples == 9
+    assert best.size_bytes < found["fp32"].size_bytes / 2
+
+
+def test_every_candidate_loads_and_answers(
+    run: Callable, make_mlp: Callable, make_samples: Callable
+) -> None:
+    model = make_mlp(width=512)
+    found = run(model, make_samples(model, 20))
+    for candidate in found.values():
+        if candidate.path is not None:
+            (y,) = open_session(candidate.path, 1).run(None, make_samples(model)[0])
+            assert y.shape == (1, 8)
+
+
+def test_without_data_nothing_is_quantized_statically_and_the_reason_says_what_to_give(
+    run: Callable, make_mlp: Callable, notes: Any
+) -> None:
+    found = run(make_mlp(width=512))
+    assert verdicts(found) == {
+        "fp32": "passed", "int8-dynamic": "chosen", "int8-static": "skipped",
+    }  # fmt: skip
+    assert found["int8-static"].reason == (
+        "there is no calibration data: give a folder with `-c FOLDER`"
+    )
+    assert found["int8-dynamic"].reason.startswith("compared on synthetic inputs")
+    assert notes.said[0] == "there is no data: candidates are compared on synthetic inputs"
+
+
+def test_a_candidate_that_drifts_is_not_chosen(
+    run: Callable, make_mlp: Callable, make_samples: Callable
+) -> None:
+    model = make_mlp(width=512)
+    found = run(model, make_samples(model, 20), min_cosine=0.9999999)
+    assert verdicts(found)["fp32"] == "chosen"
+    assert verdicts(found)["int8-static"] == "drifted"
+    assert "is below 1" in found["int8-static"].reason
+
+
+def test_agreement_decides_only_over_enough_rows(
+    run: Callable, make_mlp: Callable, make_samples: Callable
+) -> None:
+    model = make_mlp(width=512)
+    few = run(model, make_samples(model, 20), folder="few", min_agreement=1.01)
+    many = run(model, make_samples(model, 80), folder="many", min_agreement=1.01)
+    assert few["int8-static"].verdict in {"passed", "chosen"}
+    assert many["int8-static"].verdict == "drifted"
+    assert "top-1 agreement" in many["int8-static"].reason
+
+
+def test_a_tiny_model_is_not_quantized_unmeasured(
+    run: Callable, make_cnn: Callable, make_samples: Callable
+) -> None:
+    model = make_cnn()
+    found = run(model, make_samples(model))
+    assert verdicts(found)["fp32"] == "chosen"
+    assert "weights are too few to gain unmeasured" in found["int8-static"].reason
+
+
+def test_on_this_machine_candidates_are_timed(
+    run: Callable, make_cnn: Callable, make_samples: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("packager.search.choose.is_this_machine", lambda target: True)
+    model = make_cnn()
+    found = run(model, make_samples(model), target=HERE)
+    static = found["int8-static"]
+    assert static.latency is not None
+    assert static.latency.threads == 1
+    slower = static.latency.speedup <= 1.0 or static.latency.confidence < 0.95
+    assert (static.verdict == "slower") == slower
+
+
+def test_a_precision_asked_for_is_taken_alone(
+    run: Callable, make_cnn: Callable, make_samples: Callable
+) -> None:
+    model = make_cnn(layers=3)
+    found = run(model, make_samples(model), precision="int8-static")
+    assert verdicts(found) == {"fp32": "passed", "int8-static": "chosen"}
+
+
+def test_plain_is_taken_where_asked(
+    run: Callable, make_mlp: Callable, make_samples: Callable
+) -> None:
+    model = make_mlp(width=512)
+    assert verdicts(run(model, make_samples(model), precision="fp32")) == {"fp32": "chosen"}
+
+
+def test_a_precision_asked_for_that_drifts_misses_the_budget_with_the_table(
+    run: Callable, make_mlp: Callable, make_samples: Callable
+) -> None:
+    model = make_mlp(width=512)
+    with pytest.raises(BudgetMissed) as caught:
+        run(model, make_samples(model), precision="int8-static", min_cosine=0.9999999)
+    assert caught.value.exit_code == 7
+    assert "`int8-static` does not keep the limits" in caught.value.message
+    assert "drifted" in caught.value.message
+    assert "candidate" in caught.value.message
+
+
+def test_static_int8_without_data_is_a_usage_error(run: Callable, make_cnn: Callable) -> None:
+    with pytest.raises(UsageError, match="needs calibration data") as caught:
+        run(make_cnn(), precision="int8-static")
+    assert caught.value.hint == "give a folder with `-c FOLDER`"
+
+
+def test_int8_without_data_takes_the_dynamic_form(run: Callable, make_mlp: Callable) -> None:
+    found = run(make_mlp(width=512), precision="int8")
+    assert verdicts(found)["int8-dynamic"] == "chosen"
+
+
+def test_a_lock_repeats_the_choice_and_its_bytes(
+    run: Callable, make_cnn: Callable, make_samples: Callable
+) -> None:
+    model = make_cnn(layers=10, channels=64)
+    first = run(model, make_samples(model, 30))
+    best = next(c for c in first.values() if c.verdict == "chosen")
+    again = run(model, make_samples(model, 30), locked=best.name, folder="again", target=HERE)
+    assert list(again) == [best.name]
+    assert again[best.name].latency is None
+    same_target = run(model, make_samples(model, 30), locked=best.name, folder="same")
+    assert digest(same_target[best.name]) == digest(best)
+
+
+def test_every_locked_form_comes_out_as_in_the_whole_search(
+    run: Callable, make_cnn: Callable, make_samples: Callable
+) -> None:
+    model = make_cnn(layers=10, channels=64)
+    whole = run(model, make_samples(model, 30))
+    for name in ("fp32", "int8-static", "int8-static-mixed"):
+        alone = run(model, make_samples(model, 30), locked=name, folder=f"alone-{name}")
+        assert digest(alone[name]) == digest(whole[name])
+
+
+def test_an_unknown_lock_is_refused(run: Callable, make_cnn: Callable) -> None:
+    with pytest.raises(UsageError, match="there is no candidate `int3`"):
+        run(make_cnn(), locked="int3")
+
+
+def test_a_quantized_model_passes_through_as_it_came(
+    run: Callable, make_cnn: Callable, make_samples: Callable, notes: Any
+) -> None:
+    model = dataclasses.replace(make_cnn(), quantized=True)
+    found = run(model, make_samples(model))
+    assert list(found) == ["quantized"]
+    assert found["quantized"].path.read_bytes() == model.path.read_bytes()
+    assert notes.said == ["the model came in quantized: it passes through as it came"]
+
+
+def test_a_model_of_integers_must_not_change_an_answer(
+    run: Callable, drawing: Any, make_spec: Callable, batch: Any, make_samples: Callable
+) -> None:
+    d = drawing()
+    hidden = d.add("MatMul", "x", d.weight(32, 256))
+    d.add("ArgMax", d.add("MatMul", hidden, d.weight(256, 4000)), out="y", axis=1, keepdims=0)
+    model = d.save(
+        Path("arg.onnx").absolute(),
+        (make_spec("x", "float32", batch, 32),),
+        make_spec("y", "int64", batch),
+    )
+    found = run(model, make_samples(model, 100))
+    assert found["int8-dynamic"].verdict == "drifted"
+    assert found["int8-dynamic"].reason == "an integer or string output changed"
+    assert found["fp32"].verdict == "chosen"
+
+
+def test_attention_is_not_quantized_statically(
+    run: Callable, drawing: Any, make_spec: Callable, batch: Any, make_samples: Callable
+) -> None:
+    d = drawing()
+    q = d.add("MatMul", "x", d.weight(256, 256))
+    k = d.add("Transpose", d.add("MatMul", "x", d.weight(256, 256)), perm=[0, 2, 1])
+    scores = d.add("Softmax", d.add("MatMul", q, k), axis=-1)
+    d.add("MatMul", scores, q, out="y")
+    shape = (batch, 6, 256)
+    model = d.save(
+        Path("attention.onnx").absolute(),
+        (make_spec("x", "float32", *shape),),
+        make_spec("y", "float32", *shape),
+    )
+    assert is_attention(onnx.load(model.path))
+    found = run(model, make_samples(model))
+    assert found["int8-static"].verdict == "skipped"
+    assert "see int8-dynamic" in found["int8-static"].reason
+    assert "int8-static-mixed" not in found
+
+
+def test_the_files_do_not_depend_on_the_folder(
+    run: Callable, make_mlp: Callable, make_samples: Callable, tmp_path: Path
+) -> None:
+    model = make_mlp(width=512)
+    moved = tmp_path / "elsewhere" / "other.onnx"
+    moved.parent.mkdir()
+    proto = onnx.load(model.path)
+    proto.doc_string = "made in /home/somebody"
+    onnx.save(proto, moved)
+    first = run(model, make_samples(model), folder="a")
+    second = run(
+        dataclasses.replace(model, path=moved, name="other"), make_samples(model), folder="b"
+    )
+    assert {n: digest(c) for n, c in first.items() if c.path} == {
+        n: digest(c) for n, c in second.items() if c.path
+    }
+
+
+def made(name: str, verdict: str, speedup: float | None, cosine: float = 0.995) -> Candidate:
+    latency = None
+    if speedup is not None:
+        latency = Latency(
+            p50_ms=1.0, p90_ms=1.1, original_p50_ms=speedup, speedup=speedup, confidence=1.0,
+            threads=1, runs=12,
+        )  # fmt: skip
+    parity = Parity(samples=9, max_abs=0.1, cosine=cosine, top1_agreement=1.0, exact=True)
+    return Candidate(
+        name=name, path=None, size_bytes=1, verdict=verdict, reason="", parity=parity,
+        latency=latency,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("candidates", "asked", "best"),
+    [
+        ([made("fp32", "passed", 1.0), made("int8-static", "passed", 2.0)], "auto", "int8-static"),
+        ([made("fp32", "passed", 1.0), made("int8-static", "slower", 0.9)], "auto", "fp32"),
+        (
+            [made("int8-static", "passed", 2.0, 0.991), made("int8-static-mixed", "passed", 1.9)],
+            "auto",
+            "int8-static-mixed",
+        ),
+        (
+            [made("int8-static", "passed", 2.0, 0.991), made("int8-static-mixed", "passed", 1.5)],
+            "auto",
+            "int8-static",
+        ),
+        ([made("fp32", "passed", 1.0), made("int8-static", "slower", 0.9)], "int8", "int8-static"),
+        ([made("fp32", "passed", 1.0), made("int8-static", "drifted", None)], "int8", None),
+    ],
+)
+def test_the_fastest_wins_and_among_equals_the_nearest(
+    candidates: Sequence[Candidate], asked: str, best: str | None
+) -> None:
+    found = search._best(candidates, forms(Compression()), find_target(HERE), asked)
+    assert (found.name if found else None) == best
+
+
+def test_the_table_shows_every_figure() -> None:
+    lines = as_table([made("fp32", "passed", 1.0), made("int8-static", "drifted", None)])
+    assert lines[0].split() == [
+        "candidate", "size", "cosine", "agreement", "speed-up", "verdict", "reason",
+    ]  # fmt: skip
+    assert lines[1].split() == ["fp32", "-", "0.9950", "100.0%", "1.00", "×", "passed"]
+
+
+def test_a_machine_is_the_target_only_with_its_features(monkeypatch: pytest.MonkeyPatch) -> None:
+    flags = {"avx2", "fma"}
+    monkeypatch.setattr("packager.search.judge._host_flags", lambda: flags)
+    assert is_this_machine(find_target("cpu-x86_64"))
+    assert not is_this_machine(find_target("cpu-x86_64-vnni"))
+    assert not is_this_machine(find_target("cpu-arm64"))
+    flags.add("avx_vnni")
+    assert is_this_machine(find_target("cpu-x86_64-vnni"))
+
+
+def test_a_candidate_that_gives_no_number_has_failed(
+    run: Callable, make_mlp: Callable, make_samples: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from packager.passes import int8_dynamic
+
+    def damage(model: Any, context: Any, **options: Any) -> Any:
+        broken = onnx.ModelProto()
+        broken.CopyFrom(model)
+        tensor = broken.graph.initializer[0]
+        values = np.full(list(tensor.dims), np.nan, np.float32)
+        tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
+        return broken
+
+    monkeypatch.setattr(int8_dynamic, "quantize_dynamically", damage)
+    model = make_mlp(width=512)
+    found = run(model, make_samples(model))
+    assert found["int8-dynamic"].verdict == "failed"
+    assert "holds NaN" in found["int8-dynamic"].reason
+    assert found["int8-dynamic"].path is None
