@@ -7,8 +7,12 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from packager.bundle.render import render_server
+from packager.target import find_target
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -42,6 +46,42 @@ def test_the_import_contracts_are_kept():
 @pytest.mark.network
 def test_the_types_of_the_runtime_hold_for_python_3_8(mypy_38):
     assert mypy_38("-p", "runtime") == ""
+
+
+@pytest.mark.network
+def test_the_types_of_rendered_python_hold_for_python_3_8(mypy_38, tmp_path):
+    # Beside the runtime, as in an unpacked bundle.
+    (tmp_path / "runtime").symlink_to(ROOT / "runtime")
+    for path, content in render_server(manifest_of("cpu-x86_64")).items():
+        (tmp_path / path).parent.mkdir(exist_ok=True)
+        (tmp_path / path).write_bytes(content)
+    assert mypy_38("__main__.py", "server/app.py", cwd=tmp_path) == ""
+
+
+def manifest_of(target_name: str) -> dict[str, Any]:
+    """Return what a template may look at, with every option of the server on."""
+    batch = {"name": "batch", "min": 1, "max": 32, "opt": 1}
+    target = find_target(target_name)
+    return {
+        "name": "digits",
+        "version": "1.0.0",
+        "edgepack": "0.1.0",
+        "target": {"name": target.name, "python": target.python},
+        "engine": {
+            "name": target.engine.name,
+            "version": target.engine.version,
+            "precision": "fp32",
+        },
+        "model": {
+            "signature": {
+                "inputs": [{"name": "x", "dtype": "float32", "shape": [batch, 1, 8, 8]}],
+                "outputs": [{"name": "scores", "dtype": "float32", "shape": [batch, 10]}],
+            },
+            "images": {},
+            "labels": {},
+        },
+        "server": {"max_json_kb": 256, "metrics": True, "openapi": True, "plain": True},
+    }
 
 
 def test_shell_scripts_are_sound(repository_files):
