@@ -31,8 +31,9 @@ def run_verify(path: str, self_test: bool, running: bool = False) -> Dict[str, A
 
         reasons = reasons_against(manifest.fields["target"], detect_device())
     if not unpacked:
-        # What the compressed files unpack to is checked when they are unpacked for the samples.
-        verify_bundle(path, decompress=bool(reasons))
+        # The stored bytes are what the manifest binds. What they unpack to is checked when they
+        # are unpacked for the samples, or here where this device cannot run them.
+        verify_bundle(path, decompress=self_test and bool(reasons))
     fields = manifest.fields
     result: Dict[str, Any] = {
         "name": fields["name"],
