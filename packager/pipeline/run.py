@@ -16,6 +16,7 @@ from packager.pipeline.cache import StageCache, tool_versions
 from packager.workspace import workspace
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from packager.artifact import Artifact
@@ -184,7 +185,6 @@ def _publish(
 ) -> None:
     from packager.bundle.lock import write_lock, write_record
 
-    plan.output.mkdir(parents=True, exist_ok=True)
     lock = staged.with_suffix(".lock.json")
     record = staged.with_suffix(".record.json")
     artifact = built.artifact
@@ -215,23 +215,31 @@ def _publish(
             "took_s": round(time.time() - began, 3),
         },
     )
-    for file in (record, lock, staged):
-        _move(file, plan.output / file.name)
+    _move_together((record, lock, staged), plan.output)
 
 
-def _move(source: Path, target: Path) -> None:
+def _move_together(files: Sequence[Path], folder: Path) -> None:
+    """Move files into a folder, all or none; the last one appears last.
+
+    They may come from another file system, so each is copied beside its place before any is
+    renamed.
+    """
+    existed = folder.is_dir()
+    parts = [folder / f".{file.name}.part" for file in files]
     try:
-        source.replace(target)
-    except OSError:
-        # The cache lies on another file system: copy beside the target, then rename.
-        part = target.with_name(f".{target.name}.part")
-        try:
-            shutil.copyfile(source, part)
+        folder.mkdir(parents=True, exist_ok=True)
+        for file, part in zip(files, parts, strict=True):
+            shutil.copyfile(file, part)
             with part.open("rb") as stream:
                 os.fsync(stream.fileno())
-            part.replace(target)
-        finally:
+        for file, part in zip(files, parts, strict=True):
+            part.replace(folder / file.name)
+    except BaseException:
+        for part in parts:
             part.unlink(missing_ok=True)
+        if not existed and folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
+        raise
 
 
 def _candidate_json(candidate: Any) -> dict[str, Any]:
