@@ -13,10 +13,13 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 BATCH: Final = "batch"
+# A first axis that the file fixes to 1: perhaps a batch, which only a run can tell.
+PROMOTED: Final = "batch?"
 _IDENTIFIER: Final = re.compile(r"[A-Za-z_]\w*")
 _BATCH_LIKE: Final = re.compile(r"n|b|bs|batch|batch_?size|batch_?dim|batch_axis", re.IGNORECASE)
 _MEANINGLESS: Final = re.compile(
-    r"unk\w*|dynamic\w*|none|d_?\d+|dim_?\d*|s\d+|u\d+|\w*dynamic_axes\w*", re.IGNORECASE
+    r"unk\w*|\w*dynamic_?dim\w*|dynamic\w*|none|d_?\d+|dim_?\d*|s\d+|u\d+|\w*dynamic_axes\w*",
+    re.IGNORECASE,
 )
 
 
@@ -28,13 +31,11 @@ class Symbol:
         name: Of the dimension.
         range: What requests may have, None where nobody said.
         explicit: The user gave the range, so it must hold.
-        declared_static: The file says that the axis has one size.
     """
 
     name: str
     range: DimRange | None = None
     explicit: bool = False
-    declared_static: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,11 +119,10 @@ def plan_axes(
         axes: list[int | str] = []
         source = given if given is not None else named[entry.name]
         for axis, value in enumerate(source):
-            promoted = given is None and axis == 0 and value == 1
-            symbol = BATCH if promoted else value
-            if isinstance(symbol, str):
-                symbol = _add_symbol(plan, symbol, dims, promoted=promoted)
-            axes.append(symbol)
+            symbol = value
+            if given is None and axis == 0 and value == 1:
+                symbol = BATCH if BATCH in dims else PROMOTED
+            axes.append(_add_symbol(plan, symbol, dims) if isinstance(symbol, str) else symbol)
         inputs.append(
             InputPlan(name=entry.name, dtype=entry.dtype, axes=tuple(axes), fixed=given is not None)
         )
@@ -144,21 +144,14 @@ def plan_axes(
     return plan
 
 
-def _add_symbol(
-    plan: AxisPlan, name: str, dims: Mapping[str, DimRange], *, promoted: bool
-) -> int | str:
+def _add_symbol(plan: AxisPlan, name: str, dims: Mapping[str, DimRange]) -> int | str:
     """Record the symbol and return it, or its size where its range has only one."""
     given = dims.get(name)
     if given is not None and given.min == given.max:
         plan.settled.add(name)
         return given.min
-    known = plan.symbols.get(name)
-    plan.symbols[name] = Symbol(
-        name=name,
-        range=given or (DEFAULT_BATCH if name == BATCH else None),
-        explicit=given is not None,
-        declared_static=promoted and (known is None or known.declared_static),
-    )
+    default = DEFAULT_BATCH if name in (BATCH, PROMOTED) else None
+    plan.symbols[name] = Symbol(name=name, range=given or default, explicit=given is not None)
     return name
 
 
@@ -198,7 +191,11 @@ def _is_telling(name: str) -> bool:
 
 
 def _axis_name(name: str, axis: int, declared: int | str | None) -> str:
-    """Return a name for an open axis; equal declared names stay equal."""
-    stem = str(declared) if isinstance(declared, str) and declared else f"{name}_{axis}"
-    word = re.sub(r"\W+", "_", stem, flags=re.ASCII).strip("_") or f"axis_{axis}"
+    """Return a name for an open axis: from a formula, so that equal ones stay equal, or its place.
+
+    Axes that turn out to vary only together are tied later.
+    """
+    telling = isinstance(declared, str) and not _MEANINGLESS.fullmatch(declared)
+    word = re.sub(r"\W+", "_", str(declared) if telling else "", flags=re.ASCII).strip("_")
+    word = word or f"{re.sub(r'[^A-Za-z0-9]+', '_', name).strip('_') or 'axis'}_{axis}"
     return word if not word[0].isdigit() else f"d_{word}"

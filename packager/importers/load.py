@@ -54,6 +54,10 @@ write a factory and give `model.py:make_model` instead:
 _TITLES = {"torch": "torch module", "exported-program": "exported program", "onnx": "ONNX file"}
 _LOG_FILE = "import.log"
 _CRASH_LINES = 6
+_LOCATION = re.compile(rb"\x0a\x08location\x12(.)(.)", re.DOTALL)
+_MAX_EXTERNAL_BYTES = 1 << 31
+# Thread pools and arenas reserve address space for every core, which the memory limit counts.
+_FEW_THREADS = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2"}
 
 
 class _TimeoutError(EdgepackError):
@@ -216,14 +220,32 @@ def source_digest(recipe: Recipe) -> str | None:
 
 
 def _external_files(path: Path, kind: str) -> list[Path]:
-    """Return the files beside an ONNX file that its bytes name, without parsing it."""
+    """Return the files that an ONNX file's external data lies in, without parsing it.
+
+    Every reference holds the key `location` in one fixed form; a name that only looks like one,
+    or leads elsewhere, matches no file beside the model.
+    """
     if kind != "onnx":
         return []
     content = path.read_bytes()
-    if b"location" not in content:
-        return []
-    beside = sorted(p for p in path.parent.rglob("*") if p.is_file() and p != path)
-    return [p for p in beside if p.name.encode() in content]
+    names = set()
+    for match in _LOCATION.finditer(content):
+        length, start = match[1][0], match.end()
+        if length >= 0x80:  # a length of two bytes
+            length = (length & 0x7F) | match[2][0] << 7
+        else:
+            start -= 1
+        names.add(content[start : start + length].decode("utf-8", "replace"))
+    return sorted(path.parent / name for name in names if _lies_beside(path, name))
+
+
+def _lies_beside(path: Path, name: str) -> bool:
+    if not name or "\0" in name or name.startswith("/") or ".." in name.split("/"):
+        return False
+    try:
+        return (path.parent / name).is_file()
+    except OSError:
+        return False
 
 
 def _require_torch() -> None:
@@ -247,6 +269,7 @@ def _run_child(request: ImportRequest, workdir: Path) -> process.Completed:
     child_limits = None
     wall_s = limits.torch_wall_s
     if request.kind == "onnx":
+        environment |= _FEW_THREADS
         wall_s = limits.onnx_wall_s
         size_mib = _model_bytes(Path(request.path)) >> 20
         child_limits = process.Limits(
@@ -285,11 +308,8 @@ def _child_argv(workdir: Path) -> list[str]:
 
 
 def _model_bytes(path: Path) -> int:
-    total = path.stat().st_size
-    for beside in path.parent.iterdir():
-        if beside != path and beside.name.startswith(path.stem) and beside.is_file():
-            total += beside.stat().st_size
-    return total
+    beside = sum(file.stat().st_size for file in _external_files(path, "onnx"))
+    return path.stat().st_size + min(beside, _MAX_EXTERNAL_BYTES)
 
 
 def _crash(request: ImportRequest, done: process.Completed) -> EdgepackError:

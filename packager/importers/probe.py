@@ -58,7 +58,7 @@ def reason(fault: BaseException) -> str:
         r"operator \1 `\2`: ",
         text,
     ).replace(" ``:", ":")
-    text = re.sub(r"^(void|static \w+|Status|common::Status) ", "", text)
+    text = re.sub(r"(^| )(void|static \w+|common::Status) ", r"\1", text)
     text = re.sub(r"Load model from \S+ failed: ?", "", text)
     return text[:400].strip().rstrip(".") or type(fault).__name__
 

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
 from packager.errors import ModelUnsupported
 from packager.importers.blame import is_user_file, place, user_frame
+from packager.model import DTYPES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+
+_CARRIED: Final = tuple(name for name in DTYPES if name not in ("bfloat16", "string"))
 
 
 class Callee:
@@ -39,6 +42,12 @@ class Callee:
         named = flatten(first)
         if not named:
             raise ModelUnsupported("the module returns no tensors")
+        for name, value in (*self.examples.items(), *named):
+            if str(value.dtype).removeprefix("torch.") not in _CARRIED or value.is_sparse:
+                raise ModelUnsupported(
+                    f"`{name}` is of type {value.dtype}, which no request or answer carries",
+                    accepted=", ".join(_CARRIED),
+                )
         self.output_names = unique_names([name for name, _ in named], set(self.examples))
         again = flatten(self._call(self.examples))
         for (name, a), (_, b) in zip(named, again, strict=True):
@@ -158,7 +167,10 @@ def flatten(result: Any, name: str = "") -> list[tuple[str, torch.Tensor]]:
 
 def _are_keywords(module: torch.nn.Module, names: Sequence[str]) -> bool:
     """Return whether the inputs are named like `forward`'s parameters."""
-    parameters = inspect.signature(module.forward).parameters.values()
+    try:
+        parameters = inspect.signature(module.forward).parameters.values()
+    except (ValueError, TypeError):
+        return False  # a scripted module's forward tells no names to Python
     kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     accepted = {p.name for p in parameters if p.kind in kinds}
     if set(names) <= accepted:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from packager.errors import ModelUnsupported
 from packager.importers.blame import user_frame
 from packager.importers.ladder import climb
-from packager.importers.onnx_file import write_model
+from packager.importers.onnx_file import MAX_PROTOBUF_BYTES, write_model
 from packager.importers.torch_calls import Callee
 from packager.model import Provenance
 
@@ -33,6 +33,13 @@ def import_torch_module(request: ImportRequest, workdir: Path) -> Imported:
         ModelUnsupported: the factory fails or breaks its contract, or no export passes.
     """
     module, examples = make(request)
+    weights_bytes = sum(t.numel() * t.element_size() for t in module.state_dict().values())
+    if weights_bytes > MAX_PROTOBUF_BYTES:
+        raise ModelUnsupported(
+            f"`{request.source}` holds {weights_bytes / 1e9:.1f} GB of weights",
+            accepted="models up to 2 GB",
+            hint="make it smaller, or hold its weights in half precision: `module.half()`",
+        )
     callee = Callee(module, examples)
     taken = climb(callee, request, workdir)
     return write_model(

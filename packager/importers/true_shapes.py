@@ -9,20 +9,21 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from packager.errors import ModelUnsupported
-from packager.importers.axes import BATCH, AxisPlan, DeclaredInput, InputPlan, plan_axes
+from packager.importers.axes import BATCH, PROMOTED, AxisPlan, DeclaredInput, plan_axes
+from packager.importers.first_sizes import base_candidates, rank_variants
 from packager.importers.output_shapes import Observation, output_specs
 from packager.importers.probe import STYLES, Probe, RunFailure, dtype_name, sample
 from packager.model import Dim, Signature, TensorSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
     from pathlib import Path
 
     import onnx
 
     from packager.recipe import DimRange
 
-_FREE_SIZES: Final = (16, 8, 32, 64, 4, 128, 2, 1, 224, 256, 512, 48, 320, 640)
+_SEARCH_S: Final = 180.0
 _PATIENCE_S: Final = 5.0
 _SEEDS: Final = 3
 
@@ -132,10 +133,13 @@ class _Search:
     def _find_base(self) -> None:
         declared = self._plan.inputs
         first_fault = ""
-        for note, inputs in _rank_variants(declared):
+        deadline = time.monotonic() + _SEARCH_S
+        for note, inputs in rank_variants(declared):
             self._plan.inputs = inputs
-            for sizes in self._base_candidates():
+            for sizes in base_candidates(self._plan.symbols):
                 for style in STYLES:
+                    if time.monotonic() > deadline:
+                        break
                     self._style = style
                     began = time.monotonic()
                     fault = self._fails(sizes)
@@ -154,30 +158,19 @@ class _Search:
             hint=f"give them, starting from what the file declares: {shapes}",
         )
 
-    def _base_candidates(self) -> list[Sizes]:
-        symbols = self._plan.symbols
-        known = {n: s.range.opt for n, s in symbols.items() if s.range is not None}
-        free = [n for n, s in symbols.items() if s.range is None]
-        batches = [known]
-        if BATCH in known and not symbols[BATCH].explicit:
-            batches.append({**known, BATCH: 2})
-        if not free:
-            return batches
-        return [{**start, **dict.fromkeys(free, size)} for size in _FREE_SIZES for start in batches]
-
     def _settle_symbols(self) -> None:
         failing: dict[str, str] = {}
         for name, symbol in list(self._plan.symbols.items()):
             if symbol.explicit:
                 self._check_explicit(name)
-            elif symbol.declared_static:
-                self._check_promotion(name)
-            else:
+            elif name != PROMOTED:
                 fault = self._first_failure(name)
-                if fault is not None:
+                if fault is not None and not self._varies_in_one_input(name):
                     failing[name] = fault
         if failing:
             self._settle_failing(failing)
+        if PROMOTED in self._plan.symbols:
+            self._settle_promotion()
         for name, symbol in list(self._plan.symbols.items()):
             if symbol.range is None:
                 self._find_range(name)
@@ -185,7 +178,11 @@ class _Search:
 
     def _other_sizes(self, name: str) -> tuple[int, ...]:
         base = self._base[name]
-        return (2, 3) if name == BATCH and base == 1 else (base + 1, base * 2, max(1, base // 2))
+        return (
+            (2, 3)
+            if name in (BATCH, PROMOTED) and base == 1
+            else (base + 1, base * 2, max(1, base // 2))
+        )
 
     def _first_failure(self, *names: str) -> str | None:
         """Vary the symbols together; None where at least one other size runs."""
@@ -214,37 +211,59 @@ class _Search:
                 hint=f"narrow the range: `--dim {name}={given.opt}..{given.opt}`",
             )
 
-    def _check_promotion(self, name: str) -> None:
-        """Make a first axis that the file fixes to 1 a batch only where rows stay independent."""
-        if self._base[name] == 1 and self._rows_are_independent(name):
-            self._plan.notes.append(
-                f"the file fixes the first dimension to 1, but the model runs with more: `{name}`"
+    def _varies_in_one_input(self, name: str) -> bool:
+        """Where several inputs share a name by default: keep it on the one that varies alone."""
+        before = self._plan.inputs
+        owners = [entry.name for entry in before if name in entry.axes]
+        size = self._base[name]
+        for owner in owners if len(owners) > 1 else ():
+            self._plan.inputs = tuple(
+                entry if entry.name == owner else entry.renamed({name: size}) for entry in before
             )
+            if self._first_failure(name) is None:
+                self._plan.notes.append(f"only `{owner}` varies along `{name}`")
+                return True
+        self._plan.inputs = before
+        return False
+
+    def _settle_promotion(self) -> None:
+        """Make first axes that the file fixes to 1 a batch, but only where rows stay independent.
+
+        Where another input's batch varies without them, the file means what it says.
+        """
+        if BATCH in self._plan.symbols or not self._rows_are_independent(PROMOTED):
+            self._fix(PROMOTED, 1)
             return
-        self._fix(name, 1)
+        self._plan.notes.append(
+            f"the file fixes the first dimension to 1, but the model runs with more: `{BATCH}`"
+        )
+        self._plan.symbols[BATCH] = replace(self._plan.symbols[PROMOTED], name=BATCH)
+        self._base[BATCH] = self._base[PROMOTED]
+        self._seen = [
+            replace(run, sizes={**run.sizes, BATCH: run.sizes[PROMOTED]})
+            for run in self._seen
+            if PROMOTED in run.sizes
+        ]
+        self._plan.substitute({PROMOTED: BATCH})
+        self._forget(PROMOTED)
 
     def _rows_are_independent(self, name: str) -> bool:
-        owners = [e.name for e in self._plan.inputs if e.axes and e.axes[0] == name]
+        owners = {e.name for e in self._plan.inputs if e.axes and e.axes[0] == name}
+        rows = [self._feeds({**self._base, name: 1}, seed, self._style) for seed in range(3)]
+        rows = [{k: (row if k in owners else rows[0])[k] for k in row} for row in rows]
         seen = len(self._seen)
         try:
-            singles = [
-                self._probe.run(self._feeds({**self._base, name: 1}, seed, self._style))
-                for seed in range(3)
-            ]
-            rows = [self._feeds({**self._base, name: 1}, seed, self._style) for seed in range(3)]
+            singles = [self._probe.run(row) for row in rows]
             for count in (2, 3):
                 feeds = dict(rows[0])
                 for owner in owners:
                     feeds[owner] = np.concatenate([row[owner] for row in rows[:count]])
-                for other in set(feeds) - set(owners):
-                    for row in rows[1:]:
-                        row[other] = feeds[other]
                 together = self._probe.run(feeds)
-                for key, value in together.items():
-                    parts = [single[key] for single in singles[:count]]
-                    if not _stacks_to(value, parts):
-                        return False
                 self._seen.append(Observation.of({**self._base, name: count}, together))
+                for key, value in together.items():
+                    if not _stacks_to(value, [single[key] for single in singles[:count]]):
+                        del self._seen[seen:]
+                        return False
         except RunFailure:
             del self._seen[seen:]
             return False
@@ -258,10 +277,12 @@ class _Search:
             self._tie(names, BATCH if BATCH in names else names[0])
             return
         for name in failing:
+            if name not in self._plan.symbols:
+                continue  # tied to an earlier one
             partners = [n for n in self._plan.symbols if n != name and self._same_base((n, name))]
             for partner in partners:
                 if self._first_failure(name, partner) is None:
-                    self._tie([name, partner], partner)
+                    self._tie([name, partner], BATCH if BATCH in (name, partner) else partner)
                     break
             else:
                 self._plan.notes.append(
@@ -275,8 +296,9 @@ class _Search:
 
     def _tie(self, names: list[str], keep: str) -> None:
         gone = [name for name in names if name != keep]
-        listed = " and ".join(f"`{name}`" for name in names)
-        self._plan.notes.append(f"dimensions {listed} must be equal: both are `{keep}`")
+        if PROMOTED not in names:
+            listed = " and ".join(f"`{name}`" for name in names)
+            self._plan.notes.append(f"dimensions {listed} must be equal: all are `{keep}`")
         self._plan.substitute(dict.fromkeys(gone, keep))
         for name in gone:
             self._forget(name)
@@ -309,8 +331,7 @@ class _Search:
         uneven = self._fails({**self._base, name: largest})
         if uneven is not None:
             self._plan.notes.append(
-                f"dimension `{name}` does not run at every size ({largest}: {uneven}); "
-                f"give its range: `--dim {name}={smallest}..{base},opt={base}`"
+                f"dimension `{name}` does not run at every size, as {largest}: {uneven}"
             )
         self._plan.symbols[name] = replace(
             self._plan.symbols[name], range=DimRange(min=smallest, max=-1, opt=base)
@@ -349,28 +370,6 @@ class _Search:
             return Dim(name=name, opt=self._base[name])
         top = None if given.max == -1 else given.max
         return Dim(name=name, min=given.min, max=top, opt=given.opt)
-
-
-def _rank_variants(
-    inputs: tuple[InputPlan, ...],
-) -> list[tuple[str, tuple[InputPlan, ...]]]:
-    """Return the declared ranks, then the usual lies about them."""
-    changes: tuple[tuple[str, Callable[[tuple[int | str, ...]], tuple[int | str, ...]]], ...] = (
-        ("", lambda axes: axes),
-        ("one dimension more at the end", lambda axes: (*axes, 1)),
-        ("two dimensions more at the end", lambda axes: (*axes, 1, 1)),
-        ("one dimension more in front", lambda axes: (1, *axes)),
-        ("one dimension less in front", lambda axes: axes[1:]),
-    )
-    variants = []
-    for words, change in changes:
-        changed = tuple(
-            entry if entry.fixed else replace(entry, axes=change(entry.axes)) for entry in inputs
-        )
-        note = f"the file declares the wrong rank: the inputs have {words}" if words else ""
-        if not words or changed != inputs:
-            variants.append((note, changed))
-    return variants
 
 
 def _stacks_to(value: Any, parts: list[Any]) -> bool:

@@ -364,3 +364,63 @@ def test_an_import_is_the_same_in_every_folder(
         importing(save(dense(), folder / "m.onnx"))
         files.append([(workdir / n).read_bytes() for n in ("model.onnx", "model.json")])
     assert files[0] == files[1]
+
+
+def test_a_row_fixed_to_one_beside_an_open_batch_stays_one(
+    tmp_path: Path, importing: Importing
+) -> None:
+    nodes = [helper.make_node("Mul", ["x", "k"], ["y"])]
+    inputs = [value("k", [1, 3]), value("x", ["N", 3])]
+    found = importing(save(model(nodes, inputs, [value("y", None)]), tmp_path / "m.onnx"))
+    assert signature_text(found) == [
+        "k: float32[1, 3]",
+        "x: float32[batch=1..32, 3]",
+        "y: float32[batch=1..32, 3]",
+    ]
+
+
+def test_open_first_axes_of_which_one_cannot_vary(tmp_path: Path, importing: Importing) -> None:
+    nodes = [
+        helper.make_node("Reshape", ["k", "s"], ["flat"]),
+        helper.make_node("Mul", ["x", "flat"], ["y"]),
+    ]
+    inputs = [value("k", [None, 3]), value("x", [None, 3])]
+    proto = model(nodes, inputs, [value("y", None)], [constant("s", [3])])
+    found = importing(save(proto, tmp_path / "m.onnx"))
+    assert signature_text(found) == [
+        "k: float32[1, 3]",
+        "x: float32[batch=1..32, 3]",
+        "y: float32[batch=1..32, 3]",
+    ]
+    assert any("only `x` varies along `batch`" in note for note in found.provenance.notes)
+
+
+def test_a_recurrent_state_shares_the_batch_of_its_signal(
+    tmp_path: Path, importing: Importing
+) -> None:
+    rng = np.random.default_rng(0)
+    weights = [
+        constant("W", rng.standard_normal((1, 12, 3)).astype(np.float32)),
+        constant("R", rng.standard_normal((1, 12, 4)).astype(np.float32)),
+    ]
+    node = helper.make_node("GRU", ["x", "W", "R", "", "", "state"], ["", "new"], hidden_size=4)
+    inputs = [value("x", ["time", "batch", 3]), value("state", [1, None, 4])]
+    found = importing(
+        save(model([node], inputs, [value("new", None)], weights), tmp_path / "m.onnx")
+    )
+    assert signature_text(found) == [
+        "x: float32[time=1.., batch=1..32, 3]",
+        "state: float32[1, batch=1..32, 4]",
+        "new: float32[1, batch=1..32, 4]",
+    ]
+
+
+def test_axes_that_need_two_rows_say_so(tmp_path: Path, importing: Importing) -> None:
+    nodes = [helper.make_node("Slice", ["x", "one", "end", "zero"], ["y"])]
+    constants = [constant("one", [1]), constant("end", [2]), constant("zero", [0])]
+    nodes.append(helper.make_node("Reshape", ["y", "shape"], ["z"]))
+    constants.append(constant("shape", [1, 3]))
+    proto = model(nodes, [value("x", ["N", 3])], [value("z", None)], constants)
+    found = importing(save(proto, tmp_path / "m.onnx"))
+    assert str(found.signature.inputs[0]) == "x: float32[batch=2..32, 3]"
+    assert "`batch` must be at least 2" in found.provenance.notes
