@@ -7,6 +7,7 @@ import io
 import json
 import lzma
 import struct
+import sys
 import zipfile
 import zlib
 from typing import TYPE_CHECKING
@@ -290,3 +291,13 @@ def test_a_bundle_past_four_gib_verifies(tmp_path: Path) -> None:
     path = tmp_path / "m.edgepack"
     write_archive(path, MANIFEST, entries(Entry(path="model/a.bin", source=huge)))
     device.verify_bundle(str(path))
+
+
+def test_a_python_without_lzma_is_told_what_it_lacks(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "lzma", None)
+    with pytest.raises(InputOutputFault, match="without the `lzma` module") as caught:
+        device.verify_bundle(str(bundle))
+    assert "full python3" in str(caught.value.hint)
+    device.verify_bundle(str(bundle), decompress=False)
