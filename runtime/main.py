@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import sys
@@ -105,18 +104,13 @@ def main(argv: Sequence[str], root: Optional[str]) -> int:
 
 def serve(root: Optional[str], values: Dict[str, Any]) -> None:
     """Serve the release until told to stop."""
-    import threading
-
+    from .app import load_app
+    from .engine import open_engine
     from .release import open_release
+    from .server import serve as listen
 
     path = _need(root)
-    # Hashing leaves the interpreter free: the rest is imported meanwhile, which takes as long.
-    threading.Thread(target=_import_server, daemon=True).start()
     with open_release(path, True) as release:
-        from .app import load_app
-        from .engine import open_engine
-        from .server import serve as listen
-
         _check_device(release)
         engine = open_engine(release, values["threads"])
         try:
@@ -193,12 +187,6 @@ _RUN: Dict[str, Callable[[Optional[str], Dict[str, Any]], None]] = {
     "unpack": unpack,
     "bench": bench,
 }
-
-
-def _import_server() -> None:
-    # What fails here fails again, and is explained, where it is needed.
-    with contextlib.suppress(ImportError):
-        from . import app, engine, server  # noqa: F401
 
 
 def _check_device(release: Any) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import mmap
 import os
 import stat
 from typing import Any, Dict, Iterator, Optional, Set, Tuple
@@ -12,6 +11,7 @@ from .archive import digest_line, read_manifest, sync_folder, unpack_into
 from .errors import DeviceError, InputOutputFault, IntegrityFault, UsageFault
 from .manifest import MAX_MANIFEST_BYTES, Manifest, parse_manifest
 
+_CHUNK_BYTES = 1 << 18
 _FOLDER_MODE = 0o755
 _COMPILED = "__pycache__"
 
@@ -181,17 +181,17 @@ def _walk(folder: str, prefix: str) -> Iterator[Tuple[str, os.stat_result]]:
 
 
 def _digest_file(path: str, name: str, size: int) -> str:
+    digest = hashlib.sha256()
+    buffer = memoryview(bytearray(min(size + 1, _CHUNK_BYTES)))
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    try:
+    with open(descriptor, "rb", buffering=0) as stream:
         if os.fstat(descriptor).st_size != size:
             raise IntegrityFault("`%s` differs from the manifest in size" % name)
-        if not size:
-            return hashlib.sha256().hexdigest()
-        # One long call leaves the interpreter free for other threads, and copies nothing.
-        with mmap.mmap(descriptor, size, mmap.MAP_SHARED, mmap.PROT_READ) as content:
-            return hashlib.sha256(content).hexdigest()
-    finally:
-        os.close(descriptor)
+        while True:
+            count = stream.readinto(buffer)
+            if not count:
+                return digest.hexdigest()
+            digest.update(buffer[:count])
 
 
 def _read_small(path: str) -> bytes:
