@@ -212,11 +212,8 @@ def _toml(path: Path) -> dict[str, Any]:
 @cache
 def all_targets() -> tuple[Target, ...]:
     """Return every target that edgepack ships, by name."""
-    return tuple(read_target(path) for path in sorted(data_dir("targets").glob("*.toml"), key=_stem))
-
-
-def _stem(path: Path) -> str:
-    return path.stem
+    files = {path.stem: path for path in data_dir("targets").glob("*.toml")}
+    return tuple(read_target(files[name]) for name in sorted(files))
 
 
 def find_target(name: str) -> Target:

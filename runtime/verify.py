@@ -7,7 +7,7 @@ from typing import Any, Dict
 
 from .archive import read_manifest, verify_bundle
 from .errors import IntegrityFault
-from .release import open_release, verify_release
+from .release import Release, open_release, verify_release
 
 
 def run_verify(path: str, self_test: bool, running: bool = False) -> Dict[str, Any]:
@@ -47,29 +47,37 @@ def run_verify(path: str, self_test: bool, running: bool = False) -> Dict[str, A
     if self_test and reasons:
         result["self_test"] = "not run: " + "; ".join(reasons)
     elif self_test:
-        result.update(_run_samples(path, running))
+        with open_release(path, running) as release:
+            result.update(run_samples(release))
     return result
 
 
-def _run_samples(path: str, running: bool) -> Dict[str, Any]:
+def run_samples(release: Release) -> Dict[str, Any]:
+    """Run the golden samples of a release whose files were verified.
+
+    Raises:
+        IntegrityFault: one comes out otherwise than recorded.
+        ModelFault: the model does not load or run.
+    """
     from .engine import open_engine
     from .golden import self_test
 
-    with open_release(path, running) as release:
-        engine = open_engine(release)
-        try:
-            outcome = self_test(release, engine)
-        finally:
-            engine.close()
-        if not outcome.passed:
-            raise IntegrityFault(
-                "the self-test failed on this device: %s" % "; ".join(outcome.failures[:3]),
-                "edgepack build again on, or for, a CPU like this one",
-            )
-        return {
-            "self_test": "passed, %d golden samples" % len(outcome.samples),
-            "cpu": outcome.cpu,
-            "golden_cpu": outcome.expected_cpu,
-            "engine": "%s %s, %s, %s"
-            % (engine.name, engine.version, engine.provider, engine.precision),
-        }
+    engine = open_engine(release)
+    try:
+        outcome = self_test(release, engine)
+    finally:
+        engine.close()
+    if not outcome.passed:
+        raise IntegrityFault(
+            "the self-test failed on this device: %s" % "; ".join(outcome.failures[:3]),
+            "edgepack build again on, or for, a CPU like this one",
+        )
+    nearest = [o.artifact.cosine for sample in outcome.samples for o in sample.outputs]
+    return {
+        "self_test": "passed, %d golden samples" % len(outcome.samples),
+        "cpu": outcome.cpu,
+        "golden_cpu": outcome.expected_cpu,
+        "min_cosine": min(nearest, default=1.0),
+        "engine": "%s %s, %s, %s"
+        % (engine.name, engine.version, engine.provider, engine.precision),
+    }

@@ -43,15 +43,39 @@ spec = spec_from_file_location("runtime", folder + "/__init__.py",
                                submodule_search_locations=[folder])
 sys.modules["runtime"] = package = module_from_spec(spec)
 spec.loader.exec_module(package)
+"""
+_MAIN: Final = """\
 from runtime.main import main
 sys.exit(main(sys.argv[1:], None))
+"""
+_SAMPLES: Final = """\
+import json
+from runtime.errors import DeviceError
+from runtime.manifest import parse_manifest
+from runtime.release import Release
+from runtime.verify import run_samples
+with open(sys.argv[1] + "/manifest.json", "rb") as stream:
+    release = Release(sys.argv[1], parse_manifest(stream.read()))
+try:
+    print(json.dumps(run_samples(release)))
+except DeviceError as fault:
+    sys.exit("error: " + fault.message)
 """
 
 
 def own_argv(arguments: Sequence[str]) -> list[str]:
     """Return the command that runs our own copy of the runtime."""
+    return _own(_MAIN, *arguments)
+
+
+def samples_argv(release: Path) -> list[str]:
+    """Return the command that runs the golden samples of an unpacked release already verified."""
+    return _own(_SAMPLES, str(release))
+
+
+def _own(program: str, *arguments: str) -> list[str]:
     folder = str(data_dir("runtime"))
-    return [sys.executable, "-I", "-S", "-B", "-c", _SHIM, folder, *arguments]
+    return [sys.executable, "-I", "-S", "-B", "-c", _SHIM + program, folder, *arguments]
 
 
 def bundle_argv(bundle: Path, arguments: Sequence[str]) -> list[str]:

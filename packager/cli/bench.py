@@ -23,7 +23,7 @@ def command(
 
     A bundle runs in its own runtime, an ONNX file in this host's engine.
     """
-    from packager.checks.bench import bench_bundle, bench_model
+    from packager.host.bench import bench_bundle, bench_model
 
     if what.suffix == ".onnx":
         result = bench_model(what, seconds=seconds, threads=threads or 0, cache_dir=cache_dir)

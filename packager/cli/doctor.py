@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 @as_json
 def command(cache_dir: Path, *, as_json: bool) -> None:
     """Tell what this host lacks, each with its fix."""
-    from packager.checks.host import examine_host
+    from packager.host.examine import examine_host
 
     findings = examine_host(cache_dir)
     rows = [("", "what", "found", "fix")]

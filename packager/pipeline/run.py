@@ -157,26 +157,30 @@ def check_bundle(
         BudgetMissed: it computes something else than it did in the search.
     """
     from packager.bundle.device import detect_device, reasons_against
+    from packager.bundle.emulated import samples_under
     from packager.bundle.local import verify
-    from packager.checks.emulated import selftest_under
 
     against = reasons_against(target, detect_device())
     checks: dict[str, Any] = {}
     try:
-        verify(path, self_test=not against, cache_dir=cache_dir)
+        result, _ = verify(path, self_test=not against, cache_dir=cache_dir)
     except IntegrityError as fault:
         raise BudgetMissed(f"the bundle for {target.name} fails its own check: {fault}") from fault
     checks["integrity"] = "verified"
-    checks["self-test"] = "passed here" if not against else "not run here: " + "; ".join(against)
     if against:
+        checks["self-test"] = "not run here: " + "; ".join(against)
         reporter.note(f"{target.name} is not this machine: the device's self-test confirms it")
+        return checks
+    checks["self-test"] = f"passed here ({result['cpu']})"
+    release = cache_dir / "edgepack" / "releases" / str(result["digest"])
     for cpu in target.emulators:
-        result = selftest_under(path, cpu, cache_dir=cache_dir)
-        if result is None:
+        emulated = samples_under(release, cpu, arch=target.arch)
+        if emulated is None:
             checks[f"emulated {cpu}"] = "not run: qemu-user is not installed"
             reporter.note(f"not checked under an emulated {cpu}: install qemu-user")
         else:
-            checks[f"emulated {cpu}"] = "passed"
+            nearest = emulated["min_cosine"]
+            checks[f"emulated {cpu}"] = f"passed ({emulated['cpu']}), cosine ≥ {nearest:.6f}"
     return checks
 
 

@@ -61,7 +61,7 @@ def bench_model(model: Path, *, seconds: float, threads: int, cache_dir: Path) -
         np.savez(feeds, *[sample[spec.name] for spec in imported.signature.inputs])
         done = run(
             python_argv(
-                "packager.checks.bench_child", imported.path, feeds, str(seconds), str(threads)
+                "packager.host.bench_child", imported.path, feeds, str(seconds), str(threads)
             ),
             timeout_s=_STARTUP_S + 10 * seconds,
             error=ModelUnsupported,

@@ -1,0 +1,1 @@
+"""The build host itself: what it lacks, and what it measures."""
