@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
 import sys
 import time
-import traceback
-from typing import TYPE_CHECKING, Any, Dict, Optional, Tuple, cast
+from functools import partial
+from typing import TYPE_CHECKING, Dict, Optional, Tuple
 
 from .app import error_answer
 from .errors import BadRequest, ModelFault
 from .framing import IDLE, IN_BODY, IN_HEAD, Admission, Admissions, Body, BodyBudget, RequestReader
 from .http1 import CONTINUE, Answer, wire
+from .loop import Loop, Stream, Workers
 
 if TYPE_CHECKING:
-    from concurrent.futures import Executor
+    import socket
 
     from .metrics import Metrics
 
@@ -45,7 +45,8 @@ class Pace:
         return self._expected_s.get((route, size.bit_length()), _NEVER) < INLINE_S
 
     def observe(self, route: str, size: int, seconds: float) -> None:
-        """Learn from one answer; one slow answer among quick ones changes little."""
+        """Learn from one answer's CPU seconds; one slow answer among quick ones changes little."""
+        seconds = min(seconds, 2 * INLINE_S)
         key = (route, size.bit_length())
         expected = self._expected_s.get(key)
         if expected is None:
@@ -60,35 +61,38 @@ class Shared:
     def __init__(
         self,
         *,
-        loop: asyncio.AbstractEventLoop,
+        loop: Loop,
         admissions: Admissions,
         budget: BodyBudget,
         metrics: Metrics,
-        executor: Executor,
+        workers: Workers,
         max_connections: int,
     ) -> None:
         self.loop = loop
         self.admissions = admissions
         self.budget = budget
         self.metrics = metrics
-        self.executor = executor
+        self.workers = workers
         self.max_connections = max_connections
         self.pace = Pace()
         self.connections: Dict[Connection, None] = {}
         self.draining = False
 
 
-class Connection(asyncio.Protocol):
+class Connection:
     """Answers the requests of one connection, one after the other.
+
+    Args:
+        shared: What it shares with the others.
+        connected: The accepted socket.
 
     Attributes:
         deadline: When `expire` has to be called, in the loop's time.
     """
 
-    def __init__(self, shared: Shared) -> None:
+    def __init__(self, shared: Shared, connected: socket.socket) -> None:
         self._shared = shared
         self._reader = RequestReader(shared.admissions, shared.budget)
-        self._transport = cast("asyncio.Transport", None)
         self._busy = False  # a thread works on the answer
         self._scheduled = False  # the next request is looked at in the loop's next round
         self._blocked = False  # the client does not take its answer
@@ -96,23 +100,19 @@ class Connection(asyncio.Protocol):
         self._ended = False  # the client sends no more
         self._closing = False  # no further request is answered
         self._stage = IDLE
-        self.deadline = _NEVER
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Take the connection, or turn it away where there are too many."""
-        shared = self._shared
-        self._transport = cast("asyncio.Transport", transport)
+        self.deadline = shared.loop.time() + HEAD_TIMEOUT_S
+        self._stream = Stream(shared.loop, connected, self)
         shared.connections[self] = None
         shared.metrics.connections += 1
-        self.deadline = shared.loop.time() + HEAD_TIMEOUT_S
         surplus = len(shared.connections) - shared.max_connections
-        if surplus > MAX_TURNED_AWAY:
-            self._transport.abort()
-        elif surplus > 0:
+        if surplus > 0:
             shared.metrics.refused_connections += 1
-            self._fail(BadRequest("too many connections", 503))
+            if surplus > MAX_TURNED_AWAY:
+                self.abort()
+            else:
+                self._fail(BadRequest("too many connections", 503))
 
-    def connection_lost(self, exc: Optional[Exception]) -> None:
+    def connection_lost(self) -> None:
         """Forget everything; work in a thread ends unheard."""
         self._closing = True
         self._reader.release()
@@ -132,7 +132,7 @@ class Connection(asyncio.Protocol):
             self._advance()
         elif self._reader.buffered > MAX_AHEAD_BYTES and not self._paused:
             self._paused = True
-            self._transport.pause_reading()
+            self._stream.pause_reading()
 
     def eof_received(self) -> bool:
         """Keep the way back open while there is something to answer."""
@@ -142,7 +142,7 @@ class Connection(asyncio.Protocol):
     def pause_writing(self) -> None:
         """Stop answering: the client reads slower than we write."""
         self._blocked = True
-        size = self._transport.get_write_buffer_size()
+        size = self._stream.unsent
         self.deadline = self._shared.loop.time() + WRITE_TIMEOUT_S + size / SLOWEST_BYTES_PER_S
 
     def resume_writing(self) -> None:
@@ -155,18 +155,18 @@ class Connection(asyncio.Protocol):
     def expire(self) -> None:
         """End a connection that took too long."""
         if self._closing or self._blocked or self._reader.stage == IDLE:
-            self._transport.abort()
+            self._stream.abort()
         else:
             self._fail(BadRequest("the request did not arrive in time", 408))
 
     def drain(self) -> None:
         """Close as soon as what was begun is answered."""
         if not self._busy and not self._blocked and self._reader.stage == IDLE:
-            self._transport.close()
+            self._stream.close()
 
     def abort(self) -> None:
         """Close at once, whatever is under way."""
-        self._transport.abort()
+        self._stream.abort()
 
     def _advance_later(self) -> None:
         self._scheduled = False
@@ -174,7 +174,7 @@ class Connection(asyncio.Protocol):
 
     def _advance(self) -> None:
         """Answer the next request if it is complete; later ones wait for their turn."""
-        if self._busy or self._blocked or self._closing or self._transport.is_closing():
+        if self._busy or self._blocked or self._closing or self._stream.is_closing:
             return
         reader = self._reader
         try:
@@ -191,10 +191,10 @@ class Connection(asyncio.Protocol):
             return
         if self._paused:
             self._paused = False
-            self._transport.resume_reading()
+            self._stream.resume_reading()
         if reader.wants_continue:
             reader.wants_continue = False
-            self._transport.write(CONTINUE)
+            self._stream.write(CONTINUE)
         if reader.stage != self._stage:
             # the clock runs from the first byte: a byte a second does not stretch it
             self._stage = reader.stage
@@ -219,8 +219,10 @@ class Connection(asyncio.Protocol):
             self._busy = True
             self.deadline = _NEVER
             shared.metrics.in_flight += 1
-            future = shared.loop.run_in_executor(shared.executor, self._work, admission, body)
-            future.add_done_callback(lambda done: self._finish(admission, body, done, started))
+            shared.workers.submit(
+                partial(self._work, admission, body),
+                partial(self._finish, admission, len(body), started),
+            )
 
     def _work(self, admission: Admission, body: Body) -> Tuple[Optional[Answer], float]:
         """In a thread: return the answer and the CPU seconds it took."""
@@ -234,16 +236,16 @@ class Connection(asyncio.Protocol):
     def _finish(
         self,
         admission: Admission,
-        body: Body,
-        done: "asyncio.Future[Tuple[Optional[Answer], float]]",
+        size: int,
         started: float,
+        result: Tuple[Optional[Answer], float],
     ) -> None:
         self._busy = False
         self._shared.metrics.in_flight -= 1
-        answer, seconds = done.result()
+        answer, seconds = result
         if answer is None:
             return
-        self._shared.pace.observe(admission.route, len(body), seconds)
+        self._shared.pace.observe(admission.route, size, seconds)
         if not self._closing:
             self._send(admission, answer, started)
 
@@ -256,7 +258,7 @@ class Connection(asyncio.Protocol):
         now = time.perf_counter()
         shared.metrics.observe(admission.route, answer.status, now - started)
         self.deadline = shared.loop.time() + IDLE_TIMEOUT_S
-        self._transport.write(
+        self._stream.write(
             wire(
                 answer,
                 keep_alive=keep_alive,
@@ -269,18 +271,18 @@ class Connection(asyncio.Protocol):
         elif reader.buffered:
             # other connections get their turn between the requests of a pipeline
             self._scheduled = True
-            shared.loop.call_soon(self._advance_later)
+            shared.loop.soon(self._advance_later)
         elif self._ended:
             self._close(unread=False)
         elif self._paused:
             self._paused = False
-            self._transport.resume_reading()
+            self._stream.resume_reading()
 
     def _fail(self, error: BadRequest) -> None:
         """Answer what cannot be understood, and close: the stream makes no sense from here on."""
         self._shared.metrics.observe("malformed", error.status, 0.0)
         answer = error_answer(error)
-        self._transport.write(wire(answer, keep_alive=False, minor=1, with_body=True))
+        self._stream.write(wire(answer, keep_alive=False, minor=1, with_body=True))
         self._close(unread=True)
 
     def _close(self, *, unread: bool) -> None:
@@ -290,14 +292,14 @@ class Connection(asyncio.Protocol):
         """
         self._closing = True
         self._reader.release()
-        if not unread or not self._transport.can_write_eof():
-            self._transport.close()
+        if not unread:
+            self._stream.close()
             return
         self.deadline = self._shared.loop.time() + LINGER_S
         if self._paused:
             self._paused = False
-            self._transport.resume_reading()
-        self._transport.write_eof()
+            self._stream.resume_reading()
+        self._stream.write_eof()
 
 
 def _act(admission: Admission, body: Body) -> Answer:
@@ -318,6 +320,8 @@ def _act(admission: Admission, body: Body) -> Answer:
 
 def _report(error: Exception) -> None:
     """Write where it happened, without messages: they could hold parts of a request."""
-    frames: Any = traceback.extract_tb(error.__traceback__)[-3:]
-    where = " < ".join("%s:%d" % (frame.name, frame.lineno) for frame in reversed(frames))
+    import traceback
+
+    frames = traceback.extract_tb(error.__traceback__)[-3:]
+    where = " < ".join("%s:%s" % (frame.name, frame.lineno) for frame in reversed(frames))
     print("error: %s in %s" % (type(error).__name__, where), file=sys.stderr, flush=True)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import errno
+import gc
 import signal
 import socket
 import sys
@@ -17,9 +17,11 @@ from .connection import Connection, Shared
 from .errors import BadRequest, InputOutputFault, UsageFault
 from .framing import Admission, Admissions, BodyBudget
 from .http1 import Head
+from .loop import Listener, Loop, Workers
 
-SWEEP_S = 0.5
+TICK_S = 0.5
 DRAIN_S = 30.0
+WORKERS_END_S = 5.0
 BACKLOG = 128
 # Two, so that the next request is decoded while the engine, which takes all cores, still runs.
 WORKERS = 2
@@ -46,6 +48,9 @@ def serve(
         InputOutputFault: the port is in use or not allowed.
     """
     server = Server(app, host=host, port=port)
+    # What was made until now lives as long as the process: no collection has to walk over it.
+    gc.collect()
+    gc.freeze()
     server.run(ready or _announce)
 
 
@@ -72,59 +77,62 @@ class Server:
         address = self._socket.getsockname()
         name = "[%s]" % host if ":" in host else host
         self.url = "http://%s:%d" % (name, address[1])
-        self._loop: Optional[asyncio.AbstractEventLoop] = None
-        self._stopped: Optional[asyncio.Event] = None
-        self._shared: Optional[Shared] = None
+        limits = app.limits
+        budget = max(_MIN_BODY_BUDGET_BYTES, 4 * (limits.json_bytes + limits.binary_bytes))
+        self._loop = loop = Loop()
+        self._shared = Shared(
+            loop=loop,
+            admissions=Admissions(self._admit),
+            budget=BodyBudget(budget),
+            metrics=app.metrics,
+            workers=Workers(loop, WORKERS),
+            max_connections=limits.connections,
+        )
+        self._stopping = False
+        self._give_up_at = 0.0
 
     def run(self, ready: Callable[[str], None]) -> None:
         """Serve until `stop` or, in the main thread, a signal."""
+        loop, shared = self._loop, self._shared
+        listener = Listener(loop, self._socket, lambda connected: Connection(shared, connected))
         try:
-            asyncio.run(self._main(ready))
+            with self._signals():
+                self._app.ready = True
+                ready(self.url)
+                loop.run(lambda: self._stopping, lambda: self._tick(listener), TICK_S)
+                self._app.ready = False
+                listener.close()
+                shared.draining = True
+                for connection in list(shared.connections):
+                    connection.drain()
+                self._give_up_at = loop.time() + DRAIN_S
+                loop.run(self._is_drained, lambda: self._tick(listener), TICK_S)
         finally:
-            self._socket.close()
+            listener.close()
+            for connection in list(shared.connections):
+                connection.abort()
+            shared.workers.close(WORKERS_END_S)
+            loop.close()
 
     def stop(self) -> None:
-        """Begin to drain; may be called from any thread once `ready` was called."""
-        loop = self._loop
-        if loop is not None:
-            with contextlib.suppress(RuntimeError):  # the loop has already ended
-                loop.call_soon_threadsafe(self._begin_stop)
+        """Begin to drain; asked a second time, wait no longer. May be called by any thread."""
+        self._loop.from_thread(self._begin_stop)
 
     def _begin_stop(self) -> None:
-        if self._stopped is not None:
-            if self._stopped.is_set() and self._shared is not None:
-                # asked a second time: whoever waits, waits no longer
-                for connection in list(self._shared.connections):
-                    connection.abort()
-            self._stopped.set()
+        if self._stopping:
+            self._give_up_at = 0.0
+        self._stopping = True
 
-    async def _main(self, ready: Callable[[str], None]) -> None:
-        from concurrent.futures import ThreadPoolExecutor
+    def _is_drained(self) -> bool:
+        return not self._shared.connections or self._loop.time() >= self._give_up_at
 
-        loop = self._loop = asyncio.get_running_loop()
-        self._stopped = asyncio.Event()
-        limits = self._app.limits
-        budget = max(_MIN_BODY_BUDGET_BYTES, 4 * (limits.json_bytes + limits.binary_bytes))
-        with ThreadPoolExecutor(WORKERS, "edgepack-worker") as executor, self._signals(loop):
-            shared = self._shared = Shared(
-                loop=loop,
-                admissions=Admissions(self._admit),
-                budget=BodyBudget(budget),
-                metrics=self._app.metrics,
-                executor=executor,
-                max_connections=limits.connections,
-            )
-            listener = await loop.create_server(
-                lambda: Connection(shared), sock=self._socket, backlog=BACKLOG
-            )
-            sweeper = loop.create_task(_sweep(shared))
-            self._app.ready = True
-            ready(self.url)
-            await self._stopped.wait()
-            self._app.ready = False
-            listener.close()
-            await _drain(shared)
-            sweeper.cancel()
+    def _tick(self, listener: Listener) -> None:
+        """End connections whose time is up."""
+        now = self._loop.time()
+        for connection in [item for item in self._shared.connections if item.deadline <= now]:
+            connection.expire()
+        if not self._stopping:
+            listener.resume()
 
     def _admit(self, head: Head) -> Admission:
         try:
@@ -135,18 +143,18 @@ class Server:
         return self._app.admit(head)
 
     @contextlib.contextmanager
-    def _signals(self, loop: asyncio.AbstractEventLoop) -> Iterator[None]:
+    def _signals(self) -> Iterator[None]:
         """Stop on SIGTERM and SIGINT; only a process's main thread can hear them."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._begin_stop)
+        numbers = (signal.SIGTERM, signal.SIGINT)
+        before = [signal.signal(number, lambda *_: self.stop()) for number in numbers]
         try:
             yield
         finally:
-            for number in (signal.SIGTERM, signal.SIGINT):
-                loop.remove_signal_handler(number)
+            for number, handler in zip(numbers, before):  # noqa: B905 - not in CPython 3.8
+                signal.signal(number, handler)
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -178,24 +186,3 @@ def _explain(error: OSError, host: str, port: int) -> InputOutputFault:
             "this machine has no address `%s`" % host, hint="127.0.0.1 serves this machine alone"
         )
     return InputOutputFault("cannot listen on `%s` port %d: %s" % (host, port, error.strerror))
-
-
-async def _sweep(shared: Shared) -> None:
-    """End connections whose time is up."""
-    while True:
-        await asyncio.sleep(SWEEP_S)
-        now = shared.loop.time()
-        for connection in [item for item in shared.connections if item.deadline <= now]:
-            connection.expire()
-
-
-async def _drain(shared: Shared) -> None:
-    """Wait for what was begun, for a bounded time."""
-    shared.draining = True
-    for connection in list(shared.connections):
-        connection.drain()
-    deadline = shared.loop.time() + DRAIN_S
-    while shared.connections and shared.loop.time() < deadline:
-        await asyncio.sleep(0.02)
-    for connection in list(shared.connections):
-        connection.abort()
