@@ -21,6 +21,7 @@ _FORMATS = {
 }
 _MAX_LAYOUT = 4096  # elements formatted by one operation
 _MAX_LAYOUTS = 64
+_NEGATIVE_ZERO = re.compile(r"(?<![0-9e])-0(?=[,\]]|$)")
 _NON_FINITE = re.compile("-?(?:nan|inf)")
 _BLANKS = " \t\n\r"
 
@@ -129,9 +130,13 @@ class Writer:
         return layout
 
     def _finish(self, tensor: Tensor, text: str) -> Tuple[str, bool]:
-        # "n" is in nan and inf, and in no number
-        if tensor.dtype in _FLOATS and "n" in text:
-            return _NON_FINITE.sub("null", text), False
+        if tensor.dtype in _FLOATS:
+            # most JSON parsers read -0 as an integer, which has no negative zero
+            if "-0," in text or "-0]" in text or text == "-0":
+                text = _NEGATIVE_ZERO.sub("-0.0", text)
+            # "n" is in nan and inf, and in no number
+            if "n" in text:
+                return _NON_FINITE.sub("null", text), False
         return text, True
 
 

@@ -106,10 +106,16 @@ def _max_tensor_bytes(signature: Signature) -> int:
 
 def _as_python(value: object) -> _Literal:
     """Return a literal that CPython 2.7 and 3.8 read alike: plain types, ASCII only."""
-    if isinstance(value, bool | int | float | str | None):
-        return _Literal(ascii(value))
-    if isinstance(value, tuple | list) and all(isinstance(item, int | str) for item in value):
-        return _Literal(ascii(value))
+    if isinstance(value, str):
+        text = ascii(value)
+        # double quotes, as the house's style has them, wherever nothing needs another escape
+        plain = text[0] == "'" and '"' not in text and "\\" not in text
+        return _Literal(f'"{text[1:-1]}"' if plain else text)
+    if isinstance(value, bool | int | float | None):
+        return _Literal(repr(value))
+    if isinstance(value, tuple):
+        items = [_as_python(item) for item in value]
+        return _Literal(f"({', '.join(items)}{',' if len(items) == 1 else ''})")
     raise TypeError(f"no literal for {type(value).__name__}")
 
 
