@@ -9,26 +9,17 @@ import numpy as np
 from packager.importers.explain import Refusal
 from packager.importers.output_shapes import Observation, output_specs
 from packager.importers.probe import engine_errors, reason
-from packager.importers.torch_sizes import MAX_PROBE_ELEMENTS, check_points, elements, inputs_at
+from packager.importers.torch_sizes import inputs_at
 from packager.model import Dim, Signature, TensorSpec
 
 if TYPE_CHECKING:
     from pathlib import Path
-    from typing import Protocol
 
     import onnx
     import torch
 
     from packager.importers.axes import AxisPlan
-
-    class Reference(Protocol):
-        """What an export is compared with."""
-
-        examples: dict[str, torch.Tensor]
-
-        def outputs(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-            """Return the outputs by name."""
-
+    from packager.importers.torch_sizes import Reference, Sizes
 
 _SEEDS: Final = (0, 1)
 _EXTRA_SEEDS: Final = (2, 3, 4)
@@ -38,26 +29,31 @@ _ABSOLUTE: Final = 1e-6
 
 
 def check_export(
-    model: onnx.ModelProto, reference: Reference, plan: AxisPlan, *, workdir: Path
+    model: onnx.ModelProto,
+    reference: Reference,
+    plan: AxisPlan,
+    points: list[Sizes],
+    *,
+    workdir: Path,
 ) -> tuple[Signature, str]:
     """Compare the file with the module and return its signature and a sentence on what was tried.
 
-    The inputs are the examples themselves and seeded ones, at the smallest, a middle and the
-    largest size of each dynamic dimension.
+    Args:
+        model: The export.
+        reference: The module or program it came from.
+        plan: The axes.
+        points: Sizes to compare at, the optimum first; there the examples themselves are compared
+            as well, everywhere else seeded inputs.
+        workdir: For temporary files.
 
     Raises:
         Refusal: the file does not load or run, or answers differently.
     """
     session = _open(model, workdir)
-    base, *others = check_points(plan)
-    trials: list[tuple[dict[str, int], int | None]] = [(base, None)]
+    base, *others = points
+    trials: list[tuple[Sizes, int | None]] = [(base, None)]
     trials += [(base, seed) for seed in (*_SEEDS, *_EXTRA_SEEDS)]
-    left_out = 0
-    for point in others:
-        if elements(plan, point) > MAX_PROBE_ELEMENTS:
-            left_out += 1
-            continue
-        trials += [(point, seed) for seed in _SEEDS]
+    trials += [(point, seed) for point in others for seed in _SEEDS]
     seen: list[Observation] = []
     worst = 0.0
     for sizes, seed in trials:
@@ -67,8 +63,6 @@ def check_export(
         for name, tensor in expected.items():
             worst = max(worst, _difference(name, tensor, got[name], sizes))
         seen.append(Observation.of(sizes, got))
-    if left_out:
-        plan.notes.append(f"{left_out} of the largest sizes were too large to compare at import")
     dims = {
         name: Dim(name=name, min=s.range.min, max=s.range.max, opt=s.range.opt)
         for name, s in plan.symbols.items()

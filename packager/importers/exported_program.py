@@ -18,7 +18,7 @@ from packager.importers.onnx_file import normalise, write_model
 from packager.importers.pt2_archive import load_program, rewrite_pt2
 from packager.importers.request import SCRATCH_FOLDER, Imported, ImportRequest
 from packager.importers.torch_calls import flatten, unique_names
-from packager.importers.torch_sizes import refuse_unknown_names
+from packager.importers.torch_sizes import check_points, refuse_unknown_names
 from packager.model import Provenance
 from packager.recipe import DEFAULT_BATCH, DimRange
 
@@ -41,13 +41,14 @@ def import_exported_program(request: ImportRequest, workdir: Path) -> Imported:
     program = load_program(clean, source=request.source)
     reference = _Program(program, request.source)
     plan = _plan(program, reference.examples, request)
+    points = check_points(plan, reference)
     try:
         model = to_onnx(program)
         set_io_names(
             model.graph, inputs=list(reference.examples), outputs=list(reference.output_names)
         )
         notes, _ = normalise(model)
-        signature, checks = check_export(model, reference, plan, workdir=workdir)
+        signature, checks = check_export(model, reference, plan, points, workdir=workdir)
     except Refusal as refusal:
         raise ModelUnsupported(
             f"`{request.source}` cannot be converted: {refusal}", hint=refusal.hint
@@ -73,6 +74,7 @@ class _Program:
     """The loaded program as the reference that its ONNX form is compared with."""
 
     def __init__(self, program: Any, source: str) -> None:
+        self._source = source
         self._module = program.module(check_guards=False)
         self._in_spec = program.call_spec.in_spec
         names = list(program.graph_signature.user_inputs)
@@ -91,8 +93,16 @@ class _Program:
     def _call(self, inputs: Mapping[str, torch.Tensor]) -> Any:
         leaves = [value.clone() for value in inputs.values()]
         arguments, keywords = torch.utils._pytree.tree_unflatten(leaves, self._in_spec)
-        with torch.no_grad():
-            return self._module(*arguments, **keywords)
+        try:
+            with torch.no_grad():
+                return self._module(*arguments, **keywords)
+        except Exception as fault:
+            sizes = ", ".join(f"{name} {list(value.shape)}" for name, value in inputs.items())
+            raise ModelUnsupported(
+                f"`{self._source}` fails on inputs of its own ranges ({sizes})\n"
+                f"  {type(fault).__name__}: {str(fault)[:1000]}",
+                hint="narrow the range of the dimension, as `--dim batch=2..8`",
+            ) from fault
 
     def outputs(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Run the program and return its outputs by name."""

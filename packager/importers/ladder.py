@@ -15,9 +15,7 @@ from packager.importers.export_check import check_export
 from packager.importers.graph_walk import set_io_names
 from packager.importers.onnx_file import normalise
 from packager.importers.torch_sizes import (
-    MAX_PROBE_ELEMENTS,
     check_points,
-    elements,
     export_sizes,
     inputs_at,
     plan_torch_axes,
@@ -58,7 +56,7 @@ def climb(callee: Callee, request: ImportRequest, workdir: Path) -> Taken:
             what to change.
     """
     plan = plan_torch_axes(callee.examples, shapes=request.shapes, dims=request.dims)
-    _check_module(callee, plan)
+    points = check_points(plan, callee)
     rungs: list[tuple[str, str]] = []
     refusals: list[Refusal] = []
     ladder: tuple[tuple[str, Callable[[], onnx.ModelProto]], ...] = (
@@ -67,6 +65,9 @@ def climb(callee: Callee, request: ImportRequest, workdir: Path) -> Taken:
         ("torchscript", lambda: _by_tracer(callee, plan, workdir)),
     )
     for name, export in ladder:
+        if name != "torchscript" and callee.scripted:
+            rungs.append((name, "not tried: a scripted module has no Python code to export"))
+            continue
         if name == "torchscript" and callee.branches:
             refusals.append(Refusal.branch(callee.branches[0]))
             rungs.append((name, f"not tried: it would freeze the branch at {callee.branches[0]}"))
@@ -76,7 +77,7 @@ def climb(callee: Callee, request: ImportRequest, workdir: Path) -> Taken:
             outputs = list(callee.output_names)
             set_io_names(model.graph, inputs=list(callee.examples), outputs=outputs)
             notes, _ = normalise(model)
-            signature, checks = check_export(model, callee, plan, workdir=workdir)
+            signature, checks = check_export(model, callee, plan, points, workdir=workdir)
         except Refusal as refusal:
             refusals.append(refusal)
             rungs.append((name, str(refusal)))
@@ -90,13 +91,6 @@ def climb(callee: Callee, request: ImportRequest, workdir: Path) -> Taken:
             notes=(*plan.notes, *notes),
         )
     raise _refused(request.source, refusals, rungs, callee)
-
-
-def _check_module(callee: Callee, plan: AxisPlan) -> None:
-    """Run the module itself at the ends of every range; torch's words on this are the clearest."""
-    for sizes in check_points(plan):
-        if elements(plan, sizes) <= MAX_PROBE_ELEMENTS:
-            callee.outputs(inputs_at(plan, callee.examples, sizes, seed=None))
 
 
 def _export(export: Callable[[], onnx.ModelProto]) -> onnx.ModelProto:
@@ -167,7 +161,7 @@ def _by_tracer(callee: Callee, plan: AxisPlan, workdir: Path) -> onnx.ModelProto
     }
     try:
         torch.onnx.export(
-            callee.wrapper(),
+            callee.module if callee.scripted else callee.wrapper(),
             _arguments(callee, plan),
             path,
             dynamo=False,

@@ -65,6 +65,8 @@ def make(request: ImportRequest) -> tuple[Any, dict[str, Any]]:
     """
     import torch
 
+    # The fused encoder layer has no ONNX form; its plain form computes the same.
+    torch.backends.mha.set_fastpath_enabled(False)
     loaded = _load(request)
     factory = getattr(loaded, request.factory, None)
     if not callable(factory):

@@ -6,12 +6,22 @@ from typing import TYPE_CHECKING, Final
 
 import torch
 
-from packager.errors import UsageError
+from packager.errors import ModelUnsupported, UsageError
 from packager.importers.axes import BATCH, AxisPlan, InputPlan, Symbol
 from packager.recipe import DEFAULT_BATCH, DimRange
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from typing import Protocol
+
+    class Reference(Protocol):
+        """What an export is compared with."""
+
+        examples: dict[str, torch.Tensor]
+
+        def outputs(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+            """Return the outputs by name; raises ModelUnsupported where it does not run."""
+
 
 MAX_PROBE_ELEMENTS: Final = 1 << 26
 
@@ -119,22 +129,67 @@ def export_sizes(plan: AxisPlan) -> Sizes:
     return sizes
 
 
-def check_points(plan: AxisPlan) -> list[Sizes]:
-    """Return the sizes to compare at: the optimum, each dimension's ends and middle, all ends."""
+def check_points(plan: AxisPlan, reference: Reference) -> list[Sizes]:
+    """Return the sizes to compare at, each run once by the reference itself.
+
+    These are the optimum, each dimension's ends and one or two sizes between them, then all ends.
+    An end has to run; between the ends a network with strides may take only some sizes.
+
+    Raises:
+        ModelUnsupported: the reference does not run at an end of a declared range.
+    """
     ranges = {name: symbol.range or DEFAULT_BATCH for name, symbol in plan.symbols.items()}
     base = {name: given.opt for name, given in ranges.items()}
     points = [base]
     for name, given in ranges.items():
-        points += [
-            {**base, name: size} for size in (given.min, (given.min + given.max) // 2, given.max)
-        ]
+        points += [{**base, name: given.min}, {**base, name: given.max}]
     points.append({name: given.min for name, given in ranges.items()})
     points.append({name: given.max for name, given in ranges.items()})
     distinct: list[Sizes] = []
+    left_out = 0
     for point in points:
-        if point not in distinct:
-            distinct.append(point)
+        if point in distinct:
+            continue
+        if point is not base and elements(plan, point) > MAX_PROBE_ELEMENTS:
+            left_out += 1
+            continue
+        reference.outputs(inputs_at(plan, reference.examples, point, seed=None))
+        distinct.append(point)
+    if left_out:
+        plan.notes.append(f"{left_out} of the largest sizes were too large to compare at import")
+    for name, given in ranges.items():
+        distinct += [
+            point
+            for size in _middles(plan, reference, name, given, base)
+            if (point := {**base, name: size}) not in distinct
+        ]
     return distinct
+
+
+def _middles(
+    plan: AxisPlan, reference: Reference, name: str, given: DimRange, base: Sizes
+) -> list[int]:
+    """Return sizes inside a range that the reference runs at, an odd and an even one if it can."""
+    middle = (given.min + given.max) // 2
+    found: list[int] = []
+    for step in (1, 2, 4, 8, 16, 32, 64):
+        size = given.min + (middle - given.min) // step * step
+        for candidate in (size | 1, size) if step == 1 else (size,):
+            if not given.min < candidate < given.max or candidate in found:
+                continue
+            point = {**base, name: candidate}
+            if elements(plan, point) > MAX_PROBE_ELEMENTS:
+                continue
+            try:
+                reference.outputs(inputs_at(plan, reference.examples, point, seed=None))
+            except ModelUnsupported:
+                note = f"`{name}` does not run at every size of its range, as {candidate}"
+                plan.notes.append(note)
+                continue
+            found.append(candidate)
+        if found:
+            break
+    return found
 
 
 def elements(plan: AxisPlan, sizes: Sizes) -> int:

@@ -88,7 +88,7 @@ def test_a_network_imports_with_its_batch_open_and_the_same_bytes_in_any_folder(
     assert found.provenance.source == "net.py:make_model"
     assert found.provenance.exporter == "torch.export"
     assert re.fullmatch(r"[0-9a-f]{64}", found.provenance.source_sha256)
-    assert found.provenance.rungs[-1][1].startswith("passed: 10 inputs at 3 sizes")
+    assert found.provenance.rungs[-1][1].startswith("passed: 12 inputs at 4 sizes")
     assert str(tmp_path).encode() not in found.path.read_bytes()
     assert {p.name for p in workdir.iterdir()} == {"model.onnx", "model.json", "import.log"}
     session = onnxruntime.InferenceSession(found.path, providers=["CPUExecutionProvider"])
@@ -357,3 +357,52 @@ def test_without_torch_the_extra_is_named(
     with pytest.raises(BackendMissing, match="torch is not installed") as refused:
         import_model(recipe, workdir=workdir, reporter=Silent())
     assert refused.value.hint == "pip install 'edgepack[torch]'"
+
+
+@pytest.mark.torch
+def test_a_scripted_module_keeps_its_branches(tmp_path: Path, importing: Importing) -> None:
+    word = factory(
+        tmp_path,
+        """
+        class Net(nn.Module):
+            def forward(self, x):
+                if bool(x.sum() > 0):
+                    return x * 2
+                return x - 1
+
+        def make_model():
+            return torch.jit.script(Net()), {"x": torch.randn(2, 4)}
+        """,
+    )
+    found = importing(word)
+    assert found.provenance.exporter == "torchscript"
+    session = onnxruntime.InferenceSession(found.path, providers=["CPUExecutionProvider"])
+    for sign, answer in ((1, 2), (-1, -2)):
+        (got,) = session.run(None, {"x": np.full((1, 4), sign, np.float32)})
+        assert got.tolist() == [[answer] * 4]
+
+
+@pytest.mark.torch
+def test_a_side_that_follows_its_input_only_at_even_sizes_is_not_tied_to_it(
+    tmp_path: Path, importing: Importing
+) -> None:
+    word = factory(
+        tmp_path,
+        """
+        class Net(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.down = nn.Conv1d(1, 2, 3, stride=2, padding=1)
+                self.up = nn.ConvTranspose1d(2, 1, 2, stride=2)
+
+            def forward(self, x):
+                return self.up(self.down(x))
+
+        def make_model():
+            torch.manual_seed(0)
+            return Net(), {"x": torch.randn(1, 1, 16)}
+        """,
+    )
+    width = DimRange(min=8, max=32, opt=16)
+    found = importing(word, shapes={"x": (1, 1, "width")}, dims={"width": width})
+    assert str(found.signature.outputs[0]) == "output: float32[1, 1, ?=0..]"
