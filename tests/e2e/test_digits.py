@@ -24,7 +24,7 @@ def digits(build: Callable[..., dict[str, Any]], digits_cnn: Any) -> dict[str, A
 def test_every_candidate_has_a_verdict_and_exactly_one_is_chosen(digits: dict[str, Any]) -> None:
     verdicts = {c["name"]: c["verdict"] for c in digits["candidates"]}
     assert list(verdicts.values()).count("chosen") == 1
-    assert set(verdicts) == {"fp32", "int8-dynamic", "int8-static"}
+    assert set(verdicts) >= {"fp32", "int8-dynamic", "int8-static"}
     for candidate in digits["candidates"]:
         assert candidate["verdict"] == "chosen" or candidate["reason"]
 
