@@ -54,7 +54,8 @@ class Candidate:
     """One compressed form of a model and the verdict on it.
 
     Attributes:
-        name: `fp32`, `int8-static` or `int8-dynamic`.
+        name: `fp32`, `int8-dynamic`, `int8-static`; `int8-static-mixed` (first layers float) and
+            `int8-static-layers` (all between the layers float); `quantized` as it came in.
         path: The ONNX file; None where it could not be made.
         size_bytes: Of the ONNX file.
         verdict: `chosen`, `passed`, `failed`, `drifted`, `slower`, `skipped`.
@@ -80,7 +81,7 @@ class Artifact:
         path: The file the engine loads.
         model: The original it came from.
         signature: Of the artifact: the model's, or with a pre-processed input replaced.
-        precision: `fp32`, `int8-static`, `int8-dynamic`.
+        precision: The chosen candidate's name.
         opset: Read back from the file.
         candidates: Every candidate with its verdict, the chosen one included.
         facts: Anything else measured, for the record.

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from packager.passes.contract import PassBroken, PassContext, PassResult
 from packager.passes.graph import all_nodes, digest_of, interface_of, strip_texts
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,8 +41,9 @@ class CleanUp:
         strip_texts(after)
         if digest_of(after) == digest_of(before):
             return PassResult(model=model, modified=False)
-        counts = _difference(_counts(before), _counts(after))
-        return PassResult(model=after, modified=True, notes=counts)
+        counts = [len(graph.node) for graph in (before.graph, after.graph)]
+        notes = (f"{counts[0]} → {counts[1]} nodes",) if counts[0] != counts[1] else ()
+        return PassResult(model=after, modified=True, notes=notes)
 
     def ensures(self, before: Any, after: Any, context: PassContext) -> None:
         """Check that names, dtypes and shapes of inputs and outputs stay.
@@ -57,18 +55,3 @@ class CleanUp:
             raise PassBroken("an input or output changed its name, dtype or shape")
         if len(after.graph.node) > len(before.graph.node):
             raise PassBroken("the graph grew")
-
-
-def _counts(model: Any) -> dict[str, int]:
-    counts: dict[str, int] = {}
-    for node in model.graph.node:
-        counts[node.op_type] = counts.get(node.op_type, 0) + 1
-    return counts
-
-
-def _difference(before: Mapping[str, int], after: Mapping[str, int]) -> tuple[str, ...]:
-    return tuple(
-        f"{name}: {before.get(name, 0)} → {after.get(name, 0)}"
-        for name in sorted({*before, *after})
-        if before.get(name, 0) != after.get(name, 0)
-    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol
 
@@ -193,9 +194,11 @@ def tool_faults() -> tuple[type[Exception], ...]:
 
 
 def first_line(fault: BaseException) -> str:
-    """Return an exception's first line, without a final period or colon, for a reason."""
+    """Return an exception's first line as a reason: without codes, our own paths, final period."""
     lines = str(fault).strip().splitlines()
-    return (lines[0] if lines else type(fault).__name__).strip().rstrip(".:")[:300]
+    line = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", lines[0] if lines else "")
+    line = re.sub(r"^Load model from \S+ failed: ?", "it does not load: ", line)
+    return (line.strip().rstrip(".:") or type(fault).__name__)[:300]
 
 
 def opset_of(model: Any) -> int:

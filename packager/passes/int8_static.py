@@ -27,7 +27,8 @@ class Int8Static:
     """Static int8 as QuantizeLinear/DequantizeLinear pairs in the target's scheme.
 
     Attributes:
-        operators: Operators to quantize; empty for the pass's own choice.
+        operators: Operators to quantize; empty for the pass's own choice. One of them at least
+            must occur.
         float_layers: So many first layers with weights stay float: the first layers of a CNN see
             the widest ranges and have the fewest weights.
     """
@@ -58,7 +59,7 @@ class Int8Static:
         """Return the quantized model.
 
         Raises:
-            UsageError: an operator asked for is not in the graph.
+            UsageError: no operator asked for is in the graph.
         """
         import onnx
 
@@ -66,11 +67,9 @@ class Int8Static:
             raise UsageError(
                 "static int8 needs calibration data", hint="give a folder with `-c FOLDER`"
             )
-        missing = sorted(set(self.operators) - op_types(model))
-        if missing:
+        if self.operators and not set(self.operators) & op_types(model):
             raise UsageError(
-                f"`compress.op_types` names {', '.join(f'`{m}`' for m in missing)}, "
-                "which the model does not have",
+                "the model has none of the operators that `compress.op_types` names",
                 accepted=", ".join(sorted(op_types(model) & {*WEIGHTED, *_BETWEEN})),
             )
         draft = onnx.ModelProto()

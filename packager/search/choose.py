@@ -13,7 +13,7 @@ from packager.search.forms import PLAIN, Form, forms
 from packager.search.judge import Judge, describe, is_this_machine
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from packager.console import Reporter
@@ -138,36 +138,41 @@ def _is_tried(form: Form, compression: Compression, locked: str | None) -> bool:
 def _best(
     candidates: Sequence[Candidate], tried: Sequence[Form], target: Target, asked: str
 ) -> Candidate | None:
-    precision = {form.name: form.precision for form in tried}
+    form = {form.name: form for form in tried}
     passed = [c for c in candidates if c.verdict == "passed"]
     compressed = [c for c in passed if c.name != PLAIN]
     plain = next((c for c in passed if c.name == PLAIN), None)
-    if asked not in ("auto", PLAIN):
+    if asked == PLAIN:
+        return plain
+    if asked != "auto":
         # Asked for by name: slower is said, not refused.
-        kept = compressed or [c for c in candidates if c.verdict == "slower"]
-        return _nearest_of_fastest([c for c in kept if c.name != PLAIN or asked == c.name])
+        kept = compressed or [c for c in candidates if c.verdict == "slower" and c.name != PLAIN]
+        return _nearest_of_fastest(kept, form)
     timed = [c for c in compressed if c.latency is not None]
     if timed:
-        return _nearest_of_fastest(timed)
+        return _nearest_of_fastest(timed, form)
     for wanted in target.precisions:
-        group = [c for c in compressed if precision[c.name].startswith(wanted)]
-        static = [c for c in group if precision[c.name] == "int8-static"]
-        if wanted == PLAIN and plain is not None:
+        if wanted == PLAIN:
             return plain
+        group = [c for c in compressed if form[c.name].precision.startswith(wanted)]
         if group:
-            return _nearest_of_fastest(static or group)
+            return _nearest_of_fastest(group, form)
     return plain
 
 
-def _nearest_of_fastest(candidates: Sequence[Candidate]) -> Candidate | None:
+def _nearest_of_fastest(
+    candidates: Sequence[Candidate], form: Mapping[str, Form]
+) -> Candidate | None:
     if not candidates:
         return None
-    speeds = {c.name: c.latency.speedup if c.latency else 1.0 for c in candidates}
-    limit = max(speeds.values()) * _SAME_SPEED
-    return max(
-        (c for c in candidates if speeds[c.name] >= limit),
-        key=lambda c: c.parity.cosine if c.parity else 0.0,
-    )
+    if all(c.latency is not None for c in candidates):
+        speeds = {c.name: c.latency.speedup for c in candidates if c.latency is not None}
+        limit = max(speeds.values()) * _SAME_SPEED
+        fastest = [c for c in candidates if speeds[c.name] >= limit]
+    else:
+        rank = min(form[c.name].rank for c in candidates)
+        fastest = [c for c in candidates if form[c.name].rank == rank]
+    return max(fastest, key=lambda c: c.parity.cosine if c.parity is not None else 0.0)
 
 
 def _why(candidate: Candidate) -> str:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from packager.passes.int8_dynamic import Int8Dynamic
-from packager.passes.int8_static import Int8Static
+from packager.passes.int8_static import WEIGHTED, Int8Static
 from packager.passes.raise_opset import RaiseOpset
 
 if TYPE_CHECKING:
@@ -25,12 +25,14 @@ class Form:
         precision: The recipe's word that asks for it.
         passes: In order.
         variant: It refines another form: where it does not apply it is not spoken of.
+        rank: Where nothing can be timed, forms with the lowest rank are taken to be the fastest.
     """
 
     name: str
     precision: str
     passes: tuple[Pass, ...] = ()
     variant: bool = False
+    rank: int = 0
 
     @property
     def needs_samples(self) -> bool:
@@ -47,18 +49,26 @@ class Form:
 def forms(compression: Compression) -> tuple[Form, ...]:
     """Return the forms that are tried, the plain one first."""
     operators, raised = compression.op_types, RaiseOpset(least=13)
-    return (
+    static = Int8Static(operators=operators)
+    found = [
         Form(name=PLAIN, precision=PLAIN),
-        Form(name="int8-dynamic", precision="int8-dynamic", passes=(Int8Dynamic(),)),
-        Form(
-            name="int8-static",
-            precision="int8-static",
-            passes=(raised, Int8Static(operators=operators)),
-        ),
+        Form(name="int8-dynamic", precision="int8-dynamic", passes=(Int8Dynamic(),), rank=2),
+        Form(name="int8-static", precision="int8-static", passes=(raised, static)),
         Form(
             name="int8-static-mixed",
             precision="int8-static",
-            passes=(raised, Int8Static(operators=operators, float_layers=2)),
+            passes=(raised, replace(static, float_layers=2)),
             variant=True,
         ),
-    )
+    ]
+    if not operators:
+        # Everything between the layers stays float: slower, and nearer to the original.
+        narrow = Form(
+            name="int8-static-layers",
+            precision="int8-static",
+            passes=(raised, replace(static, operators=WEIGHTED)),
+            variant=True,
+            rank=1,
+        )
+        found.append(narrow)
+    return tuple(found)

@@ -242,11 +242,18 @@ class Judge:
 
 
 def is_attention(model: Any) -> bool:
-    """Tell whether a graph multiplies computed matrices and takes a Softmax: a transformer."""
+    """Tell whether a graph is mostly a transformer.
+
+    It multiplies computed matrices, takes a Softmax, and its convolutions hold fewer weights than
+    its matrix products.
+    """
     constants = constant_sizes(model).keys()
     products = [node for node in model.graph.node if node.op_type == "MatMul"]
     computed = any(not set(node.input) & constants for node in products)
-    return (computed and "Softmax" in op_types(model)) or "Attention" in op_types(model)
+    convolutions = sum(constant_weights(model, ("Conv",)).values())
+    weights = sum(constant_weights(model, ("MatMul", "Gemm")).values())
+    attention = (computed and "Softmax" in op_types(model)) or "Attention" in op_types(model)
+    return attention and convolutions <= weights
 
 
 def is_this_machine(target: Target) -> bool:
