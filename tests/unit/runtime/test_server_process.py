@@ -43,8 +43,9 @@ def bundle(tmp_path_factory: pytest.TempPathFactory, engine_library: Path) -> Pa
         "sequence": 1,
         "edgepack": "0.1.0",
         "target": {
-            "name": "any", "family": "cpu", "arch": platform.machine(), "os": "linux", "libc": "glibc 2.28",
-            "python": "3.8", "cpu_features_all": [], "cpu_features_any": [], "memory_mib": 64,
+            "name": "any", "family": "cpu", "arch": platform.machine(), "os": "linux",
+            "libc": "glibc 2.28", "python": "3.8",
+            "cpu_features_all": [], "cpu_features_any": [], "memory_mib": 64,
             "board": None,
         },
         "engine": {
