@@ -139,7 +139,7 @@ def compress_stage(
         candidates = choose(
             model,
             target,
-            prepare(samples, recipe.images) if samples is not None else None,
+            prepare(samples, recipe.images, model.signature) if samples is not None else None,
             recipe.compress,
             locked=locked,
             threads=target.threads,
