@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 BUILD = ("build", "-t", "cpu-x86_64")
@@ -174,35 +175,44 @@ def test_an_output_folder_that_is_a_file_is_refused(edgepack: Any, tmp_path: Pat
     _refused(done, 10, "dist", "-o DIR")
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root writes everywhere")
-def test_an_output_folder_that_cannot_be_written_is_refused(edgepack: Any, tmp_path: Path) -> None:
-    (tmp_path / "dist").mkdir(mode=0o500)
-    done = edgepack(*BUILD, _model(tmp_path), "-o", tmp_path / "dist")
-    _refused(done, 10, "cannot be written", "-o DIR")
-
-
-@pytest.mark.network
-def test_no_space_left_is_refused_and_leaves_nothing(edgepack: Any, tmp_path: Path) -> None:
-    """A tmpfs of a few pages takes the place of a full disk."""
+@pytest.fixture
+def mounted(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
+    """Return a function that mounts a small file system with the given options."""
     import subprocess
 
     if os.geteuid() != 0:
         pytest.skip("mounting a small file system needs root")
-    small = tmp_path / "small"
-    small.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(small)], check=False
-    )
-    if mounted.returncode != 0:
-        pytest.skip("tmpfs cannot be mounted here")
-    try:
-        done = edgepack(*BUILD, _model(tmp_path), "-o", small / "dist")
-        assert done.returncode == 10, done.stderr
-        assert "no space left" in done.stderr
-        assert "hint: " in done.stderr
-        assert not (small / "dist").exists() or list((small / "dist").iterdir()) == []
-    finally:
-        subprocess.run(["umount", str(small)], check=True)
+    folders: list[Path] = []
+
+    def mount(options: str) -> Path:
+        folder = tmp_path / f"mounted-{len(folders)}"
+        folder.mkdir()
+        command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
+        if subprocess.run(command, check=False).returncode != 0:
+            pytest.skip("tmpfs cannot be mounted here")
+        folders.append(folder)
+        return folder
+
+    yield mount
+    for folder in folders:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_an_output_folder_that_cannot_be_written_is_refused(
+    edgepack: Any, tmp_path: Path, mounted: Callable[[str], Path]
+) -> None:
+    done = edgepack(*BUILD, _model(tmp_path), "-o", mounted("ro") / "dist")
+    _refused(done, 10, "cannot be written", "-o DIR")
+
+
+@pytest.mark.network
+def test_no_space_left_is_refused_and_leaves_nothing(
+    edgepack: Any, tmp_path: Path, mounted: Callable[[str], Path]
+) -> None:
+    """A file system of a few pages takes the place of a full disk."""
+    small = mounted("size=64k")
+    done = edgepack(*BUILD, _model(tmp_path), "-o", small / "dist")
+    _refused(done, 10, "no space left", "hint: ", out=small / "dist")
 
 
 @pytest.mark.parametrize("command", ["predict", "run", "verify", "inspect"])
