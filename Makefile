@@ -10,10 +10,10 @@ demo: .venv/.demo
 	$(BIN)/edgepack demo
 
 test: .venv/.test
-	$(BIN)/python -m pytest --numprocesses 2
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 test-all: .venv/.test
-	$(BIN)/python -m pytest --numprocesses 2 --slow
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --slow
 
 bench: .venv/.bench
 	$(BIN)/python tests/benchmarks

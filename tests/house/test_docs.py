@@ -64,8 +64,8 @@ def test_the_readme_shows_the_commands_behind_make():
 
 def test_ci_runs_the_tests_as_the_readme_says():
     script = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
-    assert "-m pytest --numprocesses 2" in README
-    assert "-m pytest --numprocesses 2" in script
+    assert "-m pytest --numprocesses 2 --dist loadfile" in README
+    assert "-m pytest --numprocesses 2 --dist loadfile" in script
 
 
 def test_the_recipe_of_the_worked_example_is_read():
