@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from packager.errors import UsageError
+from packager.errors import ModelUnsupported, UsageError
+from packager.importers.probe import dtype_name
 from packager.recipe import DEFAULT_BATCH, DimRange
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+
+    import onnx
 
 BATCH: Final = "batch"
 # A first axis that the file fixes to 1: perhaps a batch, which only a run can tell.
@@ -69,6 +72,24 @@ class DeclaredInput:
     name: str
     dtype: str
     axes: tuple[int | str | None, ...] | None
+
+
+def declared_input(value: onnx.ValueInfoProto) -> DeclaredInput:
+    """Return what the file says about an input."""
+    kind = value.type.tensor_type
+    dtype = dtype_name(kind.elem_type)
+    if dtype is None:
+        raise ModelUnsupported(f"input `{value.name}` has an element type no request can carry")
+    axes: tuple[int | str | None, ...] | None = None
+    if kind.HasField("shape"):
+        axes = tuple(_declared_axis(dim) for dim in kind.shape.dim)
+    return DeclaredInput(name=value.name, dtype=dtype, axes=axes)
+
+
+def _declared_axis(dim: Any) -> int | str | None:
+    if dim.HasField("dim_value"):
+        return int(dim.dim_value)
+    return str(dim.dim_param) or None
 
 
 @dataclass(kw_only=True)

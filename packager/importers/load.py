@@ -178,12 +178,16 @@ def import_model(
     if request.kind != "onnx":
         _require_torch()
     workdir = workdir.resolve()
-    for name in (REQUEST_FILE, MODEL_FILE, RESULT_FILE, ERROR_FILE):
-        (workdir / name).unlink(missing_ok=True)
     reporter.stage(f"import {_TITLES[request.kind]} `{request.source}`")
-    request.write(workdir / REQUEST_FILE)
     try:
+        for name in (REQUEST_FILE, MODEL_FILE, RESULT_FILE, ERROR_FILE):
+            (workdir / name).unlink(missing_ok=True)
+        request.write(workdir / REQUEST_FILE)
         done = _run_child(request, workdir)
+    except OSError as fault:
+        raise InputOutputError(
+            f"`{workdir}` cannot be written: {(fault.strerror or str(fault)).lower()}"
+        ) from fault
     finally:
         shutil.rmtree(workdir / SCRATCH_FOLDER, ignore_errors=True)
         (workdir / REQUEST_FILE).unlink(missing_ok=True)
@@ -318,6 +322,8 @@ def _crash(request: ImportRequest, done: process.Completed) -> EdgepackError:
         return ModelUnsupported(
             f"importing `{request.source}` used more time or memory than it may, and was ended"
         )
+    if "No space left on device" in done.stderr:
+        return InputOutputError(f"importing `{request.source}` failed: no space left on the disk")
     lines = done.stderr.rstrip().splitlines()[-_CRASH_LINES:]
     last = "".join(f"\n  | {line}" for line in lines) or " without a word"
     how = f"signal {-done.returncode}" if done.returncode < 0 else f"exit {done.returncode}"

@@ -169,7 +169,12 @@ def check_points(plan: AxisPlan, reference: Reference) -> list[Sizes]:
 def _middles(
     plan: AxisPlan, reference: Reference, name: str, given: DimRange, base: Sizes
 ) -> list[int]:
-    """Return sizes inside a range that the reference runs at, an odd and an even one if it can."""
+    """Return sizes inside a range that the reference runs at: one, or where all ends are even, two.
+
+    An odd size tells a side that follows its input from one that is rounded on the way.
+    """
+    ends = {given.min % 2, given.max % 2, given.opt % 2}
+    wanted = 2 if ends == {0} else 1
     middle = (given.min + given.max) // 2
     found: list[int] = []
     for step in (1, 2, 4, 8, 16, 32, 64):
@@ -183,10 +188,13 @@ def _middles(
             try:
                 reference.outputs(inputs_at(plan, reference.examples, point, seed=None))
             except ModelUnsupported:
-                note = f"`{name}` does not run at every size of its range, as {candidate}"
-                plan.notes.append(note)
+                words = f"`{name}` does not run at every size of its range"
+                if not any(note.startswith(words) for note in plan.notes):
+                    plan.notes.append(f"{words}, as {candidate}")
                 continue
             found.append(candidate)
+            if len(found) == wanted:
+                return found
         if found:
             break
     return found

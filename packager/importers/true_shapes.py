@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from packager.errors import ModelUnsupported
-from packager.importers.axes import BATCH, PROMOTED, AxisPlan, DeclaredInput, plan_axes
+from packager.importers.axes import BATCH, PROMOTED, AxisPlan, declared_input, plan_axes
 from packager.importers.first_sizes import base_candidates, rank_variants
 from packager.importers.output_shapes import Observation, output_specs
-from packager.importers.probe import STYLES, Probe, RunFailure, dtype_name, sample
+from packager.importers.probe import STYLES, Probe, RunFailure, sample
 from packager.model import Dim, Signature, TensorSpec
 
 if TYPE_CHECKING:
@@ -59,32 +59,23 @@ def find_signature(
         raise ModelUnsupported(f"ONNX Runtime does not load `{source}`: {fault}") from fault
     declared = [declared_input(value) for value in model.graph.input]
     plan = plan_axes(declared, shapes=shapes, dims=dims)
-    return _Search(probe, plan, model, source).signature()
-
-
-def declared_input(value: onnx.ValueInfoProto) -> DeclaredInput:
-    """Return what the file says about an input."""
-    kind = value.type.tensor_type
-    dtype = dtype_name(kind.elem_type)
-    if dtype is None:
-        raise ModelUnsupported(f"input `{value.name}` has an element type no request can carry")
-    axes: tuple[int | str | None, ...] | None = None
-    if kind.HasField("shape"):
-        axes = tuple(_declared_axis(dim) for dim in kind.shape.dim)
-    return DeclaredInput(name=value.name, dtype=dtype, axes=axes)
-
-
-def _declared_axis(dim: Any) -> int | str | None:
-    if dim.HasField("dim_value"):
-        return int(dim.dim_value)
-    return str(dim.dim_param) or None
+    return _Search(probe, plan, model, source, patience_s=limit_s / 2).signature()
 
 
 class _Search:
     """One search for a signature; holds the probe, the plan and what was observed."""
 
-    def __init__(self, probe: Probe, plan: AxisPlan, model: onnx.ModelProto, source: str) -> None:
+    def __init__(
+        self,
+        probe: Probe,
+        plan: AxisPlan,
+        model: onnx.ModelProto,
+        source: str,
+        *,
+        patience_s: float,
+    ) -> None:
         self._probe = probe
+        self._patience_s = patience_s
         self._plan = plan
         self._model = model
         self._source = source
@@ -199,12 +190,22 @@ class _Search:
         if given is None:
             return
         middle = (given.min + given.max) // 2
-        for size in sorted({given.min, middle, given.max} - {given.opt}):
+        for size in sorted({given.min, middle, middle + 1, given.max} - {given.opt}):
+            if not given.min <= size <= given.max:
+                continue
+            if self._base_s * size / given.opt > self._patience_s:
+                self._plan.notes.append(f"`{name}` = {size} would take too long to run at import")
+                continue
             fault = self._fails({**self._base, name: size})
             if fault is None:
                 continue
             together = {n: size for n, s in self._plan.symbols.items() if s.range == given}
             if len(together) > 1 and self._fails({**self._base, **together}) is None:
+                continue
+            if given.min < size < given.max:
+                self._plan.notes.append(
+                    f"`{name}` does not run at every size of its range, as {size}"
+                )
                 continue
             raise ModelUnsupported(
                 f"`{self._source}` does not run with `{name}` = {size}: {fault}",

@@ -107,6 +107,14 @@ def test_an_import_without_memory_is_refused_in_words(tmp_path: Path, importing:
         importing(path, limits=ImportLimits(memory_mib=64))
 
 
+def test_a_work_folder_that_is_not_there_is_an_input_output_error(
+    tmp_path: Path, workdir: Path, importing: Importing
+) -> None:
+    workdir.rmdir()
+    with pytest.raises(InputOutputError, match="cannot be written"):
+        importing(save(dense(), tmp_path / "m.onnx"))
+
+
 def test_the_digest_of_an_onnx_file_covers_its_external_data(tmp_path: Path) -> None:
     proto = dense()
     data = externalise(proto, "W", location="w.bin")
