@@ -12,6 +12,7 @@ from .dtypes import BY_NAME, BY_PROTOCOL
 from .errors import BadRequest
 from .http1 import JSON_TYPE, Answer
 from .jsontext import Writer, clip, dumps, loads
+from .shortcuts import BinaryHeaders, FlatFloats
 from .signature import Signature
 from .tensor import Tensor
 
@@ -59,6 +60,8 @@ class InferenceProtocol:
         self._writer = Writer()
         self._start = '{"model_name":%s,"model_version":%s' % (dumps(name), dumps(version))
         self._output_starts: Dict[Tuple[object, ...], str] = {}
+        self._flat_floats = FlatFloats(signature)
+        self._binary_headers = BinaryHeaders()
 
     def decode(self, body: Body, header_bytes: Optional[int] = None) -> InferRequest:
         """Return the request that a body holds.
@@ -72,23 +75,36 @@ class InferenceProtocol:
             BadRequest: says what is wrong with which part.
         """
         if header_bytes is None:
-            document, binary = loads(body), None
-        else:
-            if header_bytes > len(body):
-                raise BadRequest(
-                    "`Inference-Header-Content-Length` is %d but the body has %d bytes"
-                    % (header_bytes, len(body))
-                )
-            view = memoryview(body)
-            document, binary = loads(view[:header_bytes]), _Binary(view[header_bytes:])
+            document = loads(body)
+            feeds = self._flat_floats.decode(body, document)
+            if feeds is None:
+                feeds = self._decode_all(document, None)
+                self._flat_floats.remember(feeds)
+            return InferRequest(feeds) if len(document) == 1 else self._rest(document, feeds)
+        if header_bytes > len(body):
+            raise BadRequest(
+                "`Inference-Header-Content-Length` is %d but the body has %d bytes"
+                % (header_bytes, len(body))
+            )
+        view = memoryview(body)
+        header, tail = bytes(view[:header_bytes]), view[header_bytes:]
+        known = self._binary_headers.decode(header, tail)
+        if known is not None:
+            return InferRequest(known[0], *known[1])
+        document = loads(header)
+        feeds = self._decode_all(document, _Binary(tail))
+        request = self._rest(document, feeds)
+        self._binary_headers.remember(header, document["inputs"], feeds, request[1:])
+        return request
+
+    def _decode_all(self, document: object, binary: Optional[_Binary]) -> Dict[str, Tensor]:
+        """Return the inputs of a parsed request after the full check."""
         fields = _object(document, "the request", _REQUEST_KEYS)
         feeds = self._decode_inputs(fields.get("inputs"), binary)
         if binary is not None and binary.left:
             raise BadRequest("%d bytes follow the last binary tensor" % binary.left)
         self._signature.check(feeds)
-        if len(fields) == 1:
-            return InferRequest(feeds)
-        return self._decode_rest(fields, feeds)
+        return feeds
 
     def _decode_inputs(self, inputs: object, binary: Optional[_Binary]) -> Dict[str, Tensor]:
         if type(inputs) is not list or not inputs:
@@ -151,8 +167,9 @@ class InferenceProtocol:
             )
         return Tensor.from_bytes(binary.take(name, size), shape, dtype, where=name)
 
-    def _decode_rest(self, fields: Mapping[str, Any], feeds: Dict[str, Tensor]) -> InferRequest:
-        """Return a request that has more than inputs."""
+    def _rest(self, document: Mapping[str, Any], feeds: Dict[str, Tensor]) -> InferRequest:
+        """Return the request with what it has besides inputs."""
+        fields = _object(document, "the request", _REQUEST_KEYS)
         request_id = fields.get("id")
         if request_id is not None and (
             type(request_id) is not str or len(request_id) > MAX_ID_CHARACTERS
