@@ -1,0 +1,294 @@
+"""Quantizes statically and rounds the weights so that errors cancel on the calibration data."""
+
+from __future__ import annotations
+
+import hashlib
+import statistics
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Final
+
+from packager.passes.contract import PassBroken, PassContext, PassResult
+from packager.passes.graph import digest_of
+from packager.passes.int8_static import Int8Static
+from packager.passes.layer_inputs import LayerShape, attribute_of, second_moments
+from packager.passes.quantizer import name_nodes
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+_ROUNDED: Final = ("Conv", "Gemm", "MatMul")
+# The second moments of wider layers would take over 300 MB, and as much again while they are used.
+_WIDEST_INPUTS: Final = 6144
+_DAMPING: Final = 0.01
+_BLOCK: Final = 128
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoundWeights:
+    """Static int8 whose weights are rounded one input after the other, by GPTQ.
+
+    Each weight takes over what the rounding of those before it did to the layer's output on the
+    calibration data (Frantar et al. 2022, arXiv 2210.17323). Scales, zero points and biases stay
+    as the quantizer made them: size and speed are those of plain static int8.
+
+    Attributes:
+        quantizer: Makes the model whose weights are rounded anew. It is part of this pass because
+            its result no longer holds the float weights and activations, which the rounding needs.
+    """
+
+    quantizer: Int8Static = field(default_factory=Int8Static)
+    name: ClassVar[str] = "round-weights"
+    summary: ClassVar[str] = "quantize to int8, rounding weights to the data"
+    precision: ClassVar[str | None] = "int8-static"
+    exact: ClassVar[bool] = False
+    needs_samples: ClassVar[bool] = True
+
+    def requires(self, model: Any, context: PassContext) -> str | None:
+        """Need what the quantizer needs, and a target whose weights are int8."""
+        if context.target.quantization.weight != "int8":
+            return f"{context.target.name} wants {context.target.quantization.weight} weights"
+        return self.quantizer.requires(model, context)
+
+    def run(self, model: Any, context: PassContext) -> PassResult:
+        """Return the quantized model with its int8 weights rounded anew.
+
+        What is found for a layer is kept in the working folder: another form of the model, with
+        more or fewer layers left float, has the same layer with the same scales.
+        """
+        import numpy as np
+        import onnx
+
+        result = self.quantizer.run(model, context)
+        reference = onnx.ModelProto()
+        reference.CopyFrom(model)
+        name_nodes(reference)
+        layers = find_layers(reference, result.model)
+        if not layers:
+            return result
+        largest = _largest_step(context)
+        cache = _cache_file(reference, context)
+        known = _read(cache)
+        missing = [layer for layer in layers if layer.digest not in known]
+        shapes = [layer.shape for layer in missing]
+        for index, moments in second_moments(reference, shapes, context):
+            layer = missing[index]
+            steps, share = _round_layer(layer, moments, largest)
+            known[layer.digest] = steps
+            known[f"{layer.digest}.left"] = np.asarray(share)
+        if missing:
+            np.savez(cache, **known)
+        initializers = {tensor.name: tensor for tensor in result.model.graph.initializer}
+        for layer in layers:
+            steps = known[layer.digest]
+            initializers[layer.tensor].CopyFrom(onnx.numpy_helper.from_array(steps, layer.tensor))
+        left = [float(known[f"{layer.digest}.left"]) for layer in layers]
+        note = (
+            f"{len(layers)} layers rounded to the data: {statistics.median(left):.0%} of the "
+            "squared rounding error is left"
+        )
+        kept = sum(share >= 1.0 for share in left)
+        notes = (*result.notes, note, *([f"{kept} layers keep their rounding"] if kept else []))
+        return PassResult(model=result.model, modified=True, notes=notes)
+
+    def ensures(self, before: Any, after: Any, context: PassContext) -> None:
+        """Check what the quantizer promises, and the range of the weights.
+
+        Raises:
+            PassBroken: a layer has a weight that the target's scheme does not allow.
+        """
+        self.quantizer.ensures(before, after, context)
+        reference = type(before)()
+        reference.CopyFrom(before)
+        name_nodes(reference)
+        for layer in find_layers(reference, after):
+            if abs(layer.steps.astype(int)).max(initial=0) > _largest_step(context):
+                raise PassBroken(f"`{layer.shape.node.name}` has weights out of range")
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantizedLayer:
+    """A layer before and after quantization.
+
+    Attributes:
+        tensor: Name of the int8 initializer.
+        weight: The float weight.
+        steps: The int8 weight, of the same shape.
+        scale: Broadcast to the weight's shape.
+    """
+
+    shape: LayerShape
+    tensor: str
+    weight: NDArray[Any]
+    steps: NDArray[Any]
+    scale: NDArray[Any]
+
+    @property
+    def digest(self) -> str:
+        """Return what stands for the layer and its quantization."""
+        arrays = b"".join(a.tobytes() for a in (self.weight, self.steps, self.scale))
+        return hashlib.sha256(self.shape.node.name.encode() + b"\0" + arrays).hexdigest()
+
+
+def find_layers(reference: Any, quantized: Any) -> list[QuantizedLayer]:
+    """Return the layers with float weights in one model and int8 weights of their own in the other.
+
+    Passed over are weights that are computed, used twice, not symmetric or not int8, and layers
+    whose inputs are too many.
+
+    Args:
+        reference: The float model, every node named.
+        quantized: The same with QuantizeLinear/DequantizeLinear pairs; nodes keep their names.
+    """
+    import numpy as np
+
+    floats, constants = _constants(reference), _constants(quantized)
+    uses: dict[str, int] = {}
+    for node in quantized.graph.node:
+        for name in node.input:
+            uses[name] = uses.get(name, 0) + 1
+    producers = {name: node for node in quantized.graph.node for name in node.output}
+    twins = {node.name: node for node in reference.graph.node if node.op_type in _ROUNDED}
+    found = []
+    for node in quantized.graph.node:
+        twin = twins.get(node.name)
+        source = producers.get(node.input[1]) if twin is not None else None
+        if twin is None or source is None or source.op_type != "DequantizeLinear":
+            continue
+        weight, steps = floats.get(twin.input[1]), constants.get(source.input[0])
+        scale = constants.get(source.input[1])
+        zero = constants.get(source.input[2]) if len(source.input) > 2 else None
+        alone = uses[node.input[1]] == 1 and uses[source.input[0]] == 1
+        if weight is None or steps is None or scale is None or not alone:
+            continue
+        if weight.dtype != np.float32 or steps.dtype != np.int8 or weight.shape != steps.shape:
+            continue
+        shape = LayerShape(node=twin, weight_shape=weight.shape)
+        if (
+            (zero is not None and zero.any())
+            or (twin.op_type != "Conv" and (weight.ndim != 2 or attribute_of(twin, "transA", 0)))
+            or shape.inputs > _WIDEST_INPUTS
+        ):
+            continue
+        if scale.ndim == 1 and scale.size > 1:
+            axis = attribute_of(source, "axis", 1)
+            scale = scale.reshape(
+                [-1 if d == axis % weight.ndim else 1 for d in range(weight.ndim)]
+            )
+        found.append(QuantizedLayer(
+            shape=shape, tensor=source.input[0], weight=weight, steps=steps,
+            scale=np.broadcast_to(scale.astype(np.float64), weight.shape),
+        ))  # fmt: skip
+    return found
+
+
+def gptq(
+    weight: NDArray[Any], scale: NDArray[Any], moments: NDArray[Any], largest: int
+) -> NDArray[Any]:
+    """Round weights to steps so that the error of the product is small, not that of each weight.
+
+    The columns are taken in order of falling energy. With M the damped second moments and M = R Rᵀ,
+    R upper triangular, the squared error ‖(W - Q) R‖² falls apart into one term per column, in
+    which the errors of earlier columns are known: each column is rounded after adding what they
+    left. This is GPTQ without the inverse (Chee et al. 2023, arXiv 2307.13304, theorem 6).
+
+    Args:
+        weight: float64 [groups, outputs, inputs].
+        scale: Size of a step, of the same shape.
+        moments: [groups, inputs, inputs]
+        largest: Steps stay in -largest..largest.
+
+    Returns:
+        The steps, float64 [groups, outputs, inputs].
+    """
+    import numpy as np
+
+    size = weight.shape[-1]
+    energy = np.einsum("gii->gi", moments)
+    order = np.argsort(-energy, axis=1, kind="stable")
+    back = np.argsort(order, axis=1, kind="stable")
+    weight = np.take_along_axis(weight, order[:, None], axis=2)
+    scale = np.take_along_axis(scale, order[:, None], axis=2)
+    damped = np.take_along_axis(
+        np.take_along_axis(moments, order[:, :, None], axis=1), order[:, None], axis=2
+    )
+    damping = _DAMPING * energy.mean(axis=1)
+    # Where no input was ever other than zero any rounding is as good: the nearest is taken.
+    damped += np.where(damping > 0, damping, 1.0)[:, None, None] * np.eye(size)
+    # The Cholesky factor of the matrix read backwards, read backwards, is upper triangular.
+    factor = np.linalg.cholesky(damped[:, ::-1, ::-1])[:, ::-1, ::-1]
+    feedback = factor / np.einsum("gii->gi", factor)[:, None]
+    steps, error = np.zeros_like(weight), np.zeros_like(weight)
+    for begin in range(0, size, _BLOCK):
+        end = min(begin + _BLOCK, size)
+        target = weight[:, :, begin:end] + error[:, :, :begin] @ feedback[:, :begin, begin:end]
+        for i in range(begin, end):
+            inside = error[:, :, begin:i] @ feedback[:, begin:i, i : i + 1]
+            wanted = target[:, :, i - begin] + inside[:, :, 0]
+            rounded = np.clip(np.rint(wanted / scale[:, :, i]), -largest, largest)
+            steps[:, :, i] = rounded
+            error[:, :, i] = weight[:, :, i] - rounded * scale[:, :, i]
+    return np.take_along_axis(steps, back[:, None], axis=2)
+
+
+def _round_layer(
+    layer: QuantizedLayer, moments: NDArray[Any], largest: int
+) -> tuple[NDArray[Any], float]:
+    """Return the new int8 weight, and the share of the squared output error that is left."""
+    import numpy as np
+
+    weight = layer.shape.to_rows(layer.weight.astype(np.float64))
+    scale = layer.shape.to_rows(layer.scale)
+    nearest = layer.shape.to_rows(layer.steps).astype(np.float64)
+    rounded = gptq(weight, scale, moments, largest)
+    before = _squared_error(weight - nearest * scale, moments)
+    after = _squared_error(weight - rounded * scale, moments)
+    # Outputs do not depend on each other: each keeps the better of both.
+    better = after < before
+    chosen = np.where(better[:, :, None], rounded, nearest)
+    total = float(before.sum())
+    left = float(np.where(better, after, before).sum()) / total if total > 0 else 1.0
+    return layer.shape.from_rows(chosen).astype(np.int8), left
+
+
+def _squared_error(error: NDArray[Any], moments: NDArray[Any]) -> NDArray[Any]:
+    squared: NDArray[Any] = ((error @ moments) * error).sum(axis=2)
+    return squared
+
+
+def _largest_step(context: PassContext) -> int:
+    # ONNX Runtime's symmetric ranges. Two products of 255 × 64 still fit 16 bits.
+    return 64 if context.target.quantization.reduce_range else 127
+
+
+def _cache_file(reference: Any, context: PassContext) -> Path:
+    samples = context.samples
+    data = "" if samples is None else f"{samples.digest} {len(samples)}"
+    key = f"{digest_of(reference)} {data} {context.seed} {_largest_step(context)}"
+    return context.workdir / f"rounded-{hashlib.sha256(key.encode()).hexdigest()[:16]}.npz"
+
+
+def _read(cache: Path) -> dict[str, Any]:
+    import numpy as np
+
+    if not cache.is_file():
+        return {}
+    with np.load(cache) as found:
+        return dict(found)
+
+
+def _constants(model: Any) -> dict[str, NDArray[Any]]:
+    return dict(_each_constant(model))
+
+
+def _each_constant(model: Any) -> Iterator[tuple[str, NDArray[Any]]]:
+    import onnx
+
+    for tensor in model.graph.initializer:
+        yield tensor.name, onnx.numpy_helper.to_array(tensor)
+    for node in model.graph.node:
+        for attribute in node.attribute:
+            if node.op_type == "Constant" and attribute.HasField("t"):
+                yield node.output[0], onnx.numpy_helper.to_array(attribute.t)
