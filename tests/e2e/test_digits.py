@@ -96,3 +96,21 @@ def test_the_file_runs_under_every_python_with_nothing_installed(
     with np.load(out) as arrays:
         got = arrays[arrays.files[0]]
     assert (got.argmax(1) == digits_cnn.answers(digits_cnn.test_x[:2]).argmax(1)).all()
+
+
+def test_a_module_gives_the_same_bytes_in_two_folders_without_a_lock(
+    digits_cnn: Any, edgepack: Any, edgepack_session: Any, tmp_path: Path
+) -> None:
+    import shutil
+
+    moved = tmp_path / "elsewhere"
+    shutil.copytree(digits_cnn.folder, moved)
+    bundles = []
+    for tool, folder in ((edgepack_session, digits_cnn.folder), (edgepack, moved)):
+        tool(
+            "build", f"{folder / 'digits_cnn.py'}:make_model", "-t", "cpu-x86_64",
+            "-c", folder / "calibration", "--precision", "int8-static",
+            "-o", tmp_path / folder.name / "dist", check=True,
+        )  # fmt: skip
+        bundles.append(next((tmp_path / folder.name / "dist").glob("*.edgepack")).read_bytes())
+    assert bundles[0] == bundles[1]
