@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from typing import Any, Callable, Dict, Mapping, NamedTuple, Optional, Sequence, Tuple, Union
-from urllib.parse import unquote
 
 from .dtypes import BY_NAME
 from .errors import BadRequest, InputOutputFault, ModelFault
@@ -99,7 +98,7 @@ class App:
         path = head.path
         endpoint = self._paths.get(path)
         if endpoint is None and "%" in path:
-            endpoint = self._paths.get(unquote(path))
+            endpoint = self._paths.get(_unquote(path))
         if endpoint is None:
             return _refuse(head, "unknown", BadRequest(*self._unknown(path)))
         if head.method != endpoint.method and (head.method, endpoint.method) != ("HEAD", "GET"):
@@ -191,7 +190,7 @@ class App:
 
     def _unknown(self, path: str) -> Tuple[str, int, str]:
         """Return the message, status and hint for a path that is not served."""
-        parts = unquote(path).split("/")
+        parts = _unquote(path).split("/")
         if parts[:3] == ["", "v2", "models"] and len(parts) > 3:
             if parts[3] != self.name:
                 message = "there is no model `%s` here" % parts[3][:80]
@@ -284,6 +283,14 @@ def error_answer(error: BadRequest, fields: bytes = JSON_TYPE) -> Answer:
     """Return the answer that tells a client what was wrong."""
     document = {"error": error.message if error.hint is None else _with_hint(error)}
     return Answer(error.status, dumps(document).encode("ascii"), fields)
+
+
+def _unquote(path: str) -> str:
+    if "%" not in path:
+        return path
+    from urllib.parse import unquote  # rarely needed, and slow to import
+
+    return unquote(path)
 
 
 def _with_hint(error: BadRequest) -> str:
