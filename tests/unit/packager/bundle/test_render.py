@@ -16,10 +16,13 @@ import pytest
 
 from packager.bundle import render as render_module
 from packager.bundle.render import UNBOUNDED_BYTES, render, render_server
+from packager.target import all_targets
 from runtime.app import UNBOUNDED_BYTES as RUNTIME_UNBOUNDED_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from packager.target import Target
 
 BATCH = {"name": "batch", "min": 1, "max": 32, "opt": 1}
 X = {"name": "x", "dtype": "float32", "shape": [BATCH, 2, 2]}
@@ -94,6 +97,16 @@ def test_rendered_files_are_the_golden_ones(
 ) -> None:
     for path, data in render_server(fields).items():
         golden(f"render/{name}/{path}", data.decode())
+
+
+@pytest.mark.parametrize("target", all_targets(), ids=lambda target: target.name)
+def test_every_target_gets_files_that_parse(target: Target) -> None:
+    fields = manifest([X], [Y])
+    fields["target"] = {"name": target.name, "python": target.python}
+    files = render_server(fields)
+    for path in ("__main__.py", "server/app.py"):
+        ast.parse(files[path], feature_version=(3, 8))
+    assert json.loads(files["server/openapi.json"])["openapi"] == "3.1.0"
 
 
 def test_without_openapi_there_is_no_such_file() -> None:
