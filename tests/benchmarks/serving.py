@@ -26,7 +26,7 @@ from pathlib import Path
 import onnx
 
 from tests.benchmarks.figures import Row, print_table
-from tests.unit.runtime.conftest import make_mlp
+from tests.models.mlp import make_mlp
 
 ROOT = Path(__file__).resolve().parents[2]
 CONNECTIONS = 8

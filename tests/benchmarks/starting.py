@@ -12,7 +12,10 @@ import tempfile
 import time
 from pathlib import Path
 
+import onnx
+
 from tests.benchmarks.figures import Row, print_table
+from tests.models.mlp import make_mlp
 
 ROOT = Path(__file__).resolve().parents[2]
 RUNS = 7
@@ -42,40 +45,14 @@ def _until_ready_s(argv: list[str], env: dict[str, str]) -> float:
         process.communicate()
 
 
-def _model(folder: Path) -> Path:
-    import numpy as np
-    from onnx import TensorProto, helper, numpy_helper, save
-
-    sizes = (64, 512, 512, 512, 10)
-    nodes, tensors, last = [], [], "x"
-    random = np.random.default_rng(0)
-    for index, (rows, columns) in enumerate(zip(sizes, sizes[1:], strict=False)):
-        weights = (random.normal(size=(rows, columns)) / rows**0.5).astype(np.float32)
-        tensors.append(numpy_helper.from_array(weights, f"w{index}"))
-        nodes.append(helper.make_node("MatMul", [last, f"w{index}"], [f"h{index}"]))
-        last = f"a{index}" if index < len(sizes) - 2 else "y"
-        nodes.append(helper.make_node("Relu" if last != "y" else "Identity", [f"h{index}"], [last]))
-    graph = helper.make_graph(
-        nodes,
-        "mlp",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 64])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 10])],
-        tensors,
-    )
-    save(
-        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8),
-        folder / "mlp.onnx",
-    )
-    return folder / "mlp.onnx"
-
-
 def main() -> None:
     """Print the figures of the command line's start and of a bundle file's."""
     helps = [_wall_s(_edgepack("--help")) for _ in range(RUNS)]
     rows = [Row("edgepack --help", statistics.median(helps), "s", "0.25 s")]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        model = _model(folder)
+        model = folder / "mlp.onnx"
+        onnx.save(make_mlp(), model)
         for target in ("cpu-x86_64", "cpu-arm64"):
             subprocess.run(
                 _edgepack("build", model, "-t", target, "-o", folder / "dist", "-q"),

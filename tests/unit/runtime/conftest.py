@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+
+from tests.models.mlp import make_mlp
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -36,28 +37,6 @@ def _one_node(operator: str, kind: int, shape: list[Any], **attributes: Any) -> 
     node = helper.make_node(operator, ["x"], ["y"], **attributes)
     value = helper.make_tensor_value_info
     return _graph([node], [value("x", kind, shape)], [value("y", kind, shape)])
-
-
-def make_mlp(sizes: tuple[int, ...] = (64, 512, 512, 512, 10)) -> onnx.ModelProto:
-    """Return the MLP that every figure in the documentation is about, with fixed weights."""
-    rng = np.random.default_rng(0)
-    nodes, weights, last = [], [], "x"
-    for layer, (rows, columns) in enumerate(pairwise(sizes)):
-        kernel = rng.standard_normal((rows, columns)).astype(np.float32) / np.float32(rows**0.5)
-        weights.append(numpy_helper.from_array(kernel, f"w{layer}"))
-        is_last = layer == len(sizes) - 2
-        out = "logits" if is_last else f"h{layer}"
-        nodes.append(helper.make_node("MatMul", [last, f"w{layer}"], [out]))
-        if not is_last:
-            nodes.append(helper.make_node("Relu", [out], [f"r{layer}"]))
-        last = f"r{layer}"
-    value = helper.make_tensor_value_info
-    return _graph(
-        nodes,
-        [value("x", TensorProto.FLOAT, ["batch", sizes[0]])],
-        [value("logits", TensorProto.FLOAT, ["batch", sizes[-1]])],
-        weights,
-    )
 
 
 def _several() -> onnx.ModelProto:

@@ -21,7 +21,7 @@ import tritonclient.http as triton
 
 from packager.bundle.archive import Entry, write_archive
 from packager.bundle.render import render_server
-from tests.unit.runtime.conftest import make_mlp
+from tests.models.mlp import make_mlp
 from tests.unit.runtime.live_server import BATCH, make_release, serving_model, tensor
 
 if TYPE_CHECKING:
