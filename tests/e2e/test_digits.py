@@ -114,3 +114,21 @@ def test_a_module_gives_the_same_bytes_in_two_folders_without_a_lock(
         )  # fmt: skip
         bundles.append(next((tmp_path / folder.name / "dist").glob("*.edgepack")).read_bytes())
     assert bundles[0] == bundles[1]
+
+
+def test_an_exported_program_answers_like_its_module(
+    digits_cnn: Any, build: Callable[..., dict[str, Any]], serve: Any, tmp_path: Path
+) -> None:
+    import torch
+
+    model, _ = digits_cnn.module.make_model()
+    batch = torch.export.Dim("batch", min=1, max=32)
+    program = torch.export.export(
+        model, (torch.zeros(2, 1, 8, 8),), dynamic_shapes=({0: batch},), strict=False
+    )
+    torch.export.save(program, tmp_path / "digits.pt2")
+    built = build(tmp_path / "digits.pt2", "-t", "cpu-x86_64", "--precision", "fp32")
+    rows = digits_cnn.test_x[:8]
+    with serve(Path(built["path"])) as server:
+        answer = server.post("/predict", {"data": rows.tolist()})
+    np.testing.assert_allclose(answer["result"], digits_cnn.answers(rows), atol=1e-4)
