@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 # Positions of a layer's output that are looked at: over all samples, and of one sample.
 _MOST_POSITIONS: Final = 20_000
 _MOST_OF_ONE_SAMPLE: Final = 4096
+_MOST_ELEMENTS_OF_ONE_SAMPLE: Final = 16 << 20
 # What the layers of one pass over the samples may hold, and a tensor whose size nobody tells.
 _PASS_BYTES: Final = 256 << 20
 _UNKNOWN_BYTES: Final = 64 << 20
@@ -70,8 +71,9 @@ class LayerShape:
         Args:
             value: The layer's input.
             random: A `numpy.random.Generator`.
-            most: Limit of positions.
+            most: Limit of positions; wide layers get fewer.
         """
+        most = min(most, max(_MOST_ELEMENTS_OF_ONE_SAMPLE // (self.groups * self.inputs), 1))
         if self.node.op_type == "Conv":
             return self._convolution_columns(value, random, most)
         rows: NDArray[Any] = value.reshape(-1, value.shape[-1])

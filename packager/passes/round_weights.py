@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _ROUNDED: Final = ("Conv", "Gemm", "MatMul")
-# The second moments of wider layers would take over 300 MB, and as much again while they are used.
-_WIDEST_INPUTS: Final = 6144
+# The second moments of wider layers would take over 200 MB, and three times that in use.
+_WIDEST_INPUTS: Final = 5120
 _DAMPING: Final = 0.01
 _BLOCK: Final = 128
 
@@ -219,7 +219,8 @@ def gptq(
     damped += np.where(damping > 0, damping, 1.0)[:, None, None] * np.eye(size)
     # The Cholesky factor of the matrix read backwards, read backwards, is upper triangular.
     factor = np.linalg.cholesky(damped[:, ::-1, ::-1])[:, ::-1, ::-1]
-    feedback = factor / np.einsum("gii->gi", factor)[:, None]
+    del damped
+    feedback = np.divide(factor, np.einsum("gii->gi", factor)[:, None].copy(), out=factor)
     steps, error = np.zeros_like(weight), np.zeros_like(weight)
     for begin in range(0, size, _BLOCK):
         end = min(begin + _BLOCK, size)
