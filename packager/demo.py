@@ -28,11 +28,11 @@ if TYPE_CHECKING:
     from packager.console import Reporter
 
 _TARGETS = ("cpu-x86_64-vnni", "cpu-x86_64", "cpu-arm64")
+# scikit-image's photos; its drawings, charts and masks would only widen the calibrated ranges.
 _PHOTOS = (
-    "astronaut.png", "chelsea.png", "clock_motion.png", "coffee.png", "coins.png", "grass.png",
-    "gravel.png", "brick.png", "hubble_deep_field.jpg", "ihc.png", "motorcycle_left.png",
-    "motorcycle_right.png", "retina.jpg", "rocket.jpg", "color.png", "camera.png", "horse.png",
-    "moon.png", "page.png", "text.png", "logo.png", "chessboard_RGB.png", "cell.png",
+    "astronaut.png", "brick.png", "camera.png", "chelsea.png", "clock_motion.png", "coffee.png",
+    "coins.png", "grass.png", "gravel.png", "hubble_deep_field.jpg", "ihc.png",
+    "motorcycle_left.png", "motorcycle_right.png", "retina.jpg", "rocket.jpg",
 )  # fmt: skip
 _ASKED = "chelsea.png"
 _READY_S = 60.0

@@ -10,7 +10,7 @@ import zlib
 from typing import IO, Any, Callable, List, NamedTuple, Optional
 
 from .errors import InputOutputFault, IntegrityFault
-from .manifest import MAX_MANIFEST_BYTES, FileRecord, Manifest, parse_manifest
+from .manifest import MAX_MANIFEST_BYTES, FileRecord, Manifest, digest_line, parse_manifest
 
 CHUNK_BYTES = 1 << 18
 ZIP64_LIMIT = 0xFFFFFFFF
@@ -152,11 +152,6 @@ def unpack_into(path: str, folder: str) -> Manifest:
                 "free some space, or choose another folder",
             ) from fault
     return manifest
-
-
-def digest_line(manifest: Manifest) -> bytes:
-    """Return the content of `manifest.sha256`."""
-    return ("%s  manifest.json\n" % manifest.digest).encode("ascii")
 
 
 def sync_folder(folder: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-import platform
+import os
 from typing import FrozenSet
 
 # Strongest first: ONNX Runtime picks its integer kernels by these.
@@ -38,7 +38,7 @@ def cpu_features() -> FrozenSet[str]:
     shows its host's `/proc/cpuinfo`.
     """
     features = _flags_of_kernel()
-    if platform.machine() != "x86_64":
+    if os.uname().machine != "x86_64":
         return features
     try:
         leaf = ctypes.CDLL(None)["__x86_get_cpuid_feature_leaf"]

@@ -67,6 +67,11 @@ class Manifest(NamedTuple):
     files: Tuple[FileRecord, ...]
 
 
+def digest_line(manifest: Manifest) -> bytes:
+    """Return the content of `manifest.sha256`."""
+    return ("%s  manifest.json\n" % manifest.digest).encode("ascii")
+
+
 def parse_manifest(data: bytes) -> Manifest:
     """Read and check the bytes of `manifest.json`.
 

@@ -7,9 +7,8 @@ import os
 import stat
 from typing import Any, Dict, Iterator, Optional, Set, Tuple
 
-from .archive import digest_line, read_manifest, sync_folder, unpack_into
 from .errors import DeviceError, InputOutputFault, IntegrityFault, UsageFault
-from .manifest import MAX_MANIFEST_BYTES, Manifest, parse_manifest
+from .manifest import MAX_MANIFEST_BYTES, Manifest, digest_line, parse_manifest
 
 _CHUNK_BYTES = 1 << 18
 _FOLDER_MODE = 0o755
@@ -64,6 +63,8 @@ def open_release(path: str, running: bool = False) -> Release:
     """
     if os.path.isdir(path):
         return Release(path, verify_release(path, running))
+    from .archive import read_manifest  # a start from a folder does without
+
     manifest = read_manifest(path)
     cache = _cache_folder()
     if cache is not None:
@@ -81,6 +82,8 @@ def unpack(path: str, folder: str) -> Manifest:
         IntegrityFault: anything differs from the manifest.
         InputOutputFault: the bundle cannot be read, or the folder not written.
     """
+    from .archive import unpack_into
+
     target = os.path.abspath(folder)
     if os.path.islink(target) or (os.path.exists(target) and not os.path.isdir(target)):
         raise UsageFault("`%s` exists and is no folder" % folder, "name a new folder")
@@ -285,6 +288,8 @@ def _partial_folder(parent: str, name: str) -> str:
 
 
 def _publish(partial: str, target: str) -> None:
+    from .archive import sync_folder
+
     try:
         os.chmod(partial, _FOLDER_MODE)
         # Renaming a folder over an empty one is atomic, and refused where it is not empty.
