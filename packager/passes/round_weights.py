@@ -23,7 +23,7 @@ _ROUNDED: Final = ("Conv", "Gemm", "MatMul")
 # The second moments of wider layers would take over 200 MB, and three times that in use.
 _WIDEST_INPUTS: Final = 5120
 _DAMPING: Final = 0.01
-_BLOCK: Final = 128
+_BLOCK: Final = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +79,9 @@ class RoundWeights:
             known[layer.digest] = steps
             known[f"{layer.digest}.left"] = np.asarray(share)
         if missing:
-            np.savez(cache, **known)
+            # An interrupted write must not be read later.
+            np.savez(cache.with_suffix(".part.npz"), **known)
+            cache.with_suffix(".part.npz").replace(cache)
         initializers = {tensor.name: tensor for tensor in result.model.graph.initializer}
         for layer in layers:
             steps = known[layer.digest]
@@ -226,11 +228,13 @@ def gptq(
         end = min(begin + _BLOCK, size)
         target = weight[:, :, begin:end] + error[:, :, :begin] @ feedback[:, :begin, begin:end]
         for i in range(begin, end):
-            inside = error[:, :, begin:i] @ feedback[:, begin:i, i : i + 1]
-            wanted = target[:, :, i - begin] + inside[:, :, 0]
-            rounded = np.clip(np.rint(wanted / scale[:, :, i]), -largest, largest)
-            steps[:, :, i] = rounded
-            error[:, :, i] = weight[:, :, i] - rounded * scale[:, :, i]
+            rounded = np.rint(target[:, :, i - begin] / scale[:, :, i])
+            steps[:, :, i] = np.clip(rounded, -largest, largest)
+            error[:, :, i] = weight[:, :, i] - steps[:, :, i] * scale[:, :, i]
+            # An outer product without BLAS, whose threads cost more than this little work.
+            target[:, :, i - begin + 1 :] += (
+                error[:, :, i, None] * feedback[:, i, None, i + 1 : end]
+            )
     return np.take_along_axis(steps, back[:, None], axis=2)
 
 
