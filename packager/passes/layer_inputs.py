@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 from packager.checks.latency import open_session
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Collection, Iterator, Sequence
 
     from numpy.typing import NDArray
 
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 _MOST_POSITIONS: Final = 20_000
 _MOST_OF_ONE_SAMPLE: Final = 4096
 _MOST_ELEMENTS_OF_ONE_SAMPLE: Final = 16 << 20
-# What the layers of one pass over the samples may hold, and a tensor whose size nobody tells.
-_PASS_BYTES: Final = 256 << 20
+# What the layers of one batch may hold, and a tensor whose size nobody tells.
+_BATCH_BYTES: Final = 256 << 20
 _UNKNOWN_BYTES: Final = 64 << 20
 
 
@@ -128,16 +128,19 @@ class LayerShape:
 
 
 def second_moments(
-    model: Any, layers: Sequence[LayerShape], context: PassContext
+    model: Any, layers: Sequence[LayerShape], wanted: Collection[int], context: PassContext
 ) -> Iterator[tuple[int, NDArray[Any]]]:
-    """Yield the position of each layer and the second moments of its inputs, X Xᵀ.
+    """Yield the second moments of the inputs of each wanted layer, X Xᵀ.
 
     The model runs on all samples once per batch of layers that fits into memory; of large outputs
-    only some positions are looked at, drawn by the context's seed.
+    only some positions are looked at, drawn by the context's seed. What comes out for a layer does
+    not depend on which others are wanted: the engine is asked for the inputs of all in a batch, as
+    that decides which operators it fuses.
 
     Args:
         model: `onnx.ModelProto` in float32.
-        layers: Layers of the model.
+        layers: All layers of the model.
+        wanted: Positions in `layers`.
         context: For the samples, the seed and the working folder.
 
     Yields:
@@ -149,20 +152,21 @@ def second_moments(
     if samples is None:
         return
     most = min(-(-_MOST_POSITIONS // len(samples)), _MOST_OF_ONE_SAMPLE)
-    done = 0
-    for part in _parts(model, layers, samples[0]):
+    done, total = 0, len(wanted) * len(samples)
+    for batch in _batches(model, layers, samples[0]):
+        names = sorted({layers[i].node.input[0] for i in batch})
+        part = [index for index in batch if index in wanted]
+        if not part:
+            continue
         moments = [np.zeros((s.groups, s.inputs, s.inputs)) for s in (layers[i] for i in part)]
-        names = sorted({layers[i].node.input[0] for i in part})
         for turn, values in enumerate(_values(model, names, context)):
-            context.reporter.progress(
-                done * len(samples) + turn * len(part), len(layers) * len(samples), "round weights"
-            )
+            context.reporter.progress(done, total, "round weights")
             for moment, index in zip(moments, part, strict=True):
-                random = np.random.Generator(np.random.Philox([context.seed, index * 2**32 + turn]))
+                random = np.random.Generator(np.random.Philox([context.seed, index, turn]))
                 layer = layers[index]
                 found = layer.columns(values[layer.node.input[0]], random, most)
                 np.add(moment, np.matmul(found.transpose(0, 2, 1), found), out=moment)
-        done += len(part)
+            done += len(part)
         yield from zip(part, moments, strict=True)
 
 
@@ -209,23 +213,23 @@ def _values(
         yield {**sample, **dict(zip(wanted, found, strict=True))}
 
 
-def _parts(
+def _batches(
     model: Any, layers: Sequence[LayerShape], sample: dict[str, NDArray[Any]]
 ) -> Iterator[list[int]]:
     """Yield positions of layers whose inputs and moments fit into memory together."""
     sizes = _tensor_bytes(model, sample)
-    part: list[int] = []
+    batch: list[int] = []
     held = 0
     for index, layer in enumerate(layers):
         moments = 8 * layer.groups * layer.inputs**2
         size = sizes.get(layer.node.input[0], _UNKNOWN_BYTES) + moments
-        if part and held + size > _PASS_BYTES:
-            yield part
-            part, held = [], 0
-        part.append(index)
+        if batch and held + size > _BATCH_BYTES:
+            yield batch
+            batch, held = [], 0
+        batch.append(index)
         held += size
-    if part:
-        yield part
+    if batch:
+        yield batch
 
 
 def _tensor_bytes(model: Any, sample: dict[str, NDArray[Any]]) -> dict[str, int]:

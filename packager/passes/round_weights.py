@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import statistics
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
@@ -14,7 +15,7 @@ from packager.passes.layer_inputs import LayerShape, attribute_of, second_moment
 from packager.passes.quantizer import name_nodes
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -65,15 +66,19 @@ class RoundWeights:
         reference = onnx.ModelProto()
         reference.CopyFrom(model)
         name_nodes(reference)
-        layers = find_layers(reference, result.model)
+        every = float_layers(reference)
+        layers = find_layers(every, result.model)
         if not layers:
             return result
         largest = _largest_step(context)
         cache = _cache_file(reference, context)
         known = _read(cache)
-        missing = [layer for layer in layers if layer.digest not in known]
-        shapes = [layer.shape for layer in missing]
-        for index, moments in second_moments(reference, shapes, context):
+        positions = {layer.shape.node.name: index for index, layer in enumerate(every)}
+        missing = {
+            positions[layer.shape.node.name]: layer for layer in layers if layer.digest not in known
+        }
+        shapes = [layer.shape for layer in every]
+        for index, moments in second_moments(reference, shapes, missing, context):
             layer = missing[index]
             steps, share = _round_layer(layer, moments, largest)
             known[layer.digest] = steps
@@ -88,11 +93,15 @@ class RoundWeights:
             initializers[layer.tensor].CopyFrom(onnx.numpy_helper.from_array(steps, layer.tensor))
         left = [float(known[f"{layer.digest}.left"]) for layer in layers]
         note = (
-            f"{len(layers)} layers rounded to the data: {statistics.median(left):.0%} of the "
+            f"{len(layers)} layer{'s' if len(layers) > 1 else ''} rounded to the data: {statistics.median(left):.0%} of the "
             "squared rounding error is left"
         )
         kept = sum(share >= 1.0 for share in left)
-        notes = (*result.notes, note, *([f"{kept} layers keep their rounding"] if kept else []))
+        notes = (
+            *result.notes,
+            note,
+            *([f"{kept} of them keep the nearest rounding"] if kept else []),
+        )
         return PassResult(model=result.model, modified=True, notes=notes)
 
     def ensures(self, before: Any, after: Any, context: PassContext) -> None:
@@ -105,25 +114,30 @@ class RoundWeights:
         reference = type(before)()
         reference.CopyFrom(before)
         name_nodes(reference)
-        for layer in find_layers(reference, after):
+        for layer in find_layers(float_layers(reference), after):
             if abs(layer.steps.astype(int)).max(initial=0) > _largest_step(context):
                 raise PassBroken(f"`{layer.shape.node.name}` has weights out of range")
 
 
 @dataclass(frozen=True, kw_only=True)
-class QuantizedLayer:
+class FloatLayer:
+    """A layer before quantization, and its weight."""
+
+    shape: LayerShape
+    weight: NDArray[Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantizedLayer(FloatLayer):
     """A layer before and after quantization.
 
     Attributes:
         tensor: Name of the int8 initializer.
-        weight: The float weight.
-        steps: The int8 weight, of the same shape.
-        scale: Broadcast to the weight's shape.
+        steps: The int8 weight, of the float weight's shape.
+        scale: Broadcast to that shape.
     """
 
-    shape: LayerShape
     tensor: str
-    weight: NDArray[Any]
     steps: NDArray[Any]
     scale: NDArray[Any]
 
@@ -134,54 +148,61 @@ class QuantizedLayer:
         return hashlib.sha256(self.shape.node.name.encode() + b"\0" + arrays).hexdigest()
 
 
-def find_layers(reference: Any, quantized: Any) -> list[QuantizedLayer]:
-    """Return the layers with float weights in one model and int8 weights of their own in the other.
-
-    Passed over are weights that are computed, used twice, not symmetric or not int8, and layers
-    whose inputs are too many.
+def float_layers(model: Any) -> list[FloatLayer]:
+    """Return the layers with constant float32 weights, those with too many inputs left out.
 
     Args:
-        reference: The float model, every node named.
+        model: Every node named.
+    """
+    import numpy as np
+
+    constants, found = _constants(model), []
+    for node in model.graph.node:
+        weight = constants.get(node.input[1]) if node.op_type in _ROUNDED else None
+        if weight is None or weight.dtype != np.float32:
+            continue
+        if node.op_type != "Conv" and (weight.ndim != 2 or attribute_of(node, "transA", 0)):
+            continue
+        shape = LayerShape(node=node, weight_shape=weight.shape)
+        if shape.inputs <= _WIDEST_INPUTS:
+            found.append(FloatLayer(shape=shape, weight=weight))
+    return found
+
+
+def find_layers(layers: Sequence[FloatLayer], quantized: Any) -> list[QuantizedLayer]:
+    """Return the layers that have an int8 weight of their own in a quantized model.
+
+    Passed over are weights that are used twice, not symmetric or not int8.
+
+    Args:
+        layers: Of the float model.
         quantized: The same with QuantizeLinear/DequantizeLinear pairs; nodes keep their names.
     """
     import numpy as np
 
-    floats, constants = _constants(reference), _constants(quantized)
-    uses: dict[str, int] = {}
-    for node in quantized.graph.node:
-        for name in node.input:
-            uses[name] = uses.get(name, 0) + 1
+    constants = _constants(quantized)
+    uses = Counter(name for node in quantized.graph.node for name in node.input)
     producers = {name: node for node in quantized.graph.node for name in node.output}
-    twins = {node.name: node for node in reference.graph.node if node.op_type in _ROUNDED}
+    nodes = {node.name: node for node in quantized.graph.node}
     found = []
-    for node in quantized.graph.node:
-        twin = twins.get(node.name)
-        source = producers.get(node.input[1]) if twin is not None else None
-        if twin is None or source is None or source.op_type != "DequantizeLinear":
+    for layer in layers:
+        node = nodes.get(layer.shape.node.name)
+        source = producers.get(node.input[1]) if node is not None else None
+        if node is None or source is None or source.op_type != "DequantizeLinear":
             continue
-        weight, steps = floats.get(twin.input[1]), constants.get(source.input[0])
-        scale = constants.get(source.input[1])
+        steps, scale = constants.get(source.input[0]), constants.get(source.input[1])
         zero = constants.get(source.input[2]) if len(source.input) > 2 else None
         alone = uses[node.input[1]] == 1 and uses[source.input[0]] == 1
-        if weight is None or steps is None or scale is None or not alone:
+        if steps is None or scale is None or not alone or (zero is not None and zero.any()):
             continue
-        if weight.dtype != np.float32 or steps.dtype != np.int8 or weight.shape != steps.shape:
-            continue
-        shape = LayerShape(node=twin, weight_shape=weight.shape)
-        if (
-            (zero is not None and zero.any())
-            or (twin.op_type != "Conv" and (weight.ndim != 2 or attribute_of(twin, "transA", 0)))
-            or shape.inputs > _WIDEST_INPUTS
-        ):
+        if steps.dtype != np.int8 or steps.shape != layer.weight.shape:
             continue
         if scale.ndim == 1 and scale.size > 1:
-            axis = attribute_of(source, "axis", 1)
-            scale = scale.reshape(
-                [-1 if d == axis % weight.ndim else 1 for d in range(weight.ndim)]
-            )
+            axis = attribute_of(source, "axis", 1) % steps.ndim
+            scale = scale.reshape([-1 if d == axis else 1 for d in range(steps.ndim)])
         found.append(QuantizedLayer(
-            shape=shape, tensor=source.input[0], weight=weight, steps=steps,
-            scale=np.broadcast_to(scale.astype(np.float64), weight.shape),
+            shape=layer.shape, weight=layer.weight, tensor=source.input[0], steps=steps,
+            scale=np.broadcast_to(scale.astype(np.float64), steps.shape),
         ))  # fmt: skip
     return found
 
