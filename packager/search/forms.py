@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 from packager.passes.int8_dynamic import Int8Dynamic
 from packager.passes.int8_static import WEIGHTED, Int8Static
 from packager.passes.raise_opset import RaiseOpset
+from packager.passes.round_weights import RoundWeights
 
 if TYPE_CHECKING:
     from packager.passes.contract import Pass
@@ -53,11 +54,15 @@ def forms(compression: Compression) -> tuple[Form, ...]:
     found = [
         Form(name=PLAIN, precision=PLAIN),
         Form(name="int8-dynamic", precision="int8-dynamic", passes=(Int8Dynamic(),), rank=2),
-        Form(name="int8-static", precision="int8-static", passes=(raised, static)),
+        Form(
+            name="int8-static",
+            precision="int8-static",
+            passes=(raised, RoundWeights(quantizer=static)),
+        ),
         Form(
             name="int8-static-mixed",
             precision="int8-static",
-            passes=(raised, replace(static, float_layers=2)),
+            passes=(raised, RoundWeights(quantizer=replace(static, float_layers=2))),
             variant=True,
         ),
     ]
@@ -66,7 +71,7 @@ def forms(compression: Compression) -> tuple[Form, ...]:
         narrow = Form(
             name="int8-static-layers",
             precision="int8-static",
-            passes=(raised, replace(static, operators=WEIGHTED)),
+            passes=(raised, RoundWeights(quantizer=replace(static, operators=WEIGHTED))),
             variant=True,
             rank=1,
         )
