@@ -92,10 +92,8 @@ class RoundWeights:
             steps = known[layer.digest]
             initializers[layer.tensor].CopyFrom(onnx.numpy_helper.from_array(steps, layer.tensor))
         left = [float(known[f"{layer.digest}.left"]) for layer in layers]
-        note = (
-            f"{len(layers)} layer{'s' if len(layers) > 1 else ''} rounded to the data: {statistics.median(left):.0%} of the "
-            "squared rounding error is left"
-        )
+        rounded = f"{len(layers)} layer{'s' if len(layers) > 1 else ''} rounded to the data"
+        note = f"{rounded}: {statistics.median(left):.0%} of the squared rounding error is left"
         kept = sum(share >= 1.0 for share in left)
         notes = (
             *result.notes,
