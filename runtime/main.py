@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 from typing import Any, Callable, Dict, List, NoReturn, Optional, Sequence
 
 from .arguments import Command, Option, describe, parse, positive, whole
@@ -104,13 +105,16 @@ def main(argv: Sequence[str], root: Optional[str]) -> int:
 
 def serve(root: Optional[str], values: Dict[str, Any]) -> None:
     """Serve the release until told to stop."""
-    from .app import load_app
-    from .engine import open_engine
     from .release import open_release
-    from .server import serve as listen
 
     path = _need(root)
-    with open_release(path, True) as release:
+    opened = _Aside(lambda: open_release(path, True))
+    # Hashing needs no interpreter lock: these are compiled on the other core meanwhile.
+    from .app import load_app
+    from .engine import open_engine
+    from .server import serve as listen
+
+    with opened.result() as release:
         _check_device(release)
         engine = open_engine(release, values["threads"])
         try:
@@ -187,6 +191,30 @@ _RUN: Dict[str, Callable[[Optional[str], Dict[str, Any]], None]] = {
     "unpack": unpack,
     "bench": bench,
 }
+
+
+class _Aside:
+    """Runs a function in a thread of its own; `result` waits for what it returns or raises."""
+
+    def __init__(self, function: Callable[[], Any]) -> None:
+        self._function = function
+        self._returned: Any = None
+        self._raised: Optional[BaseException] = None
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            self._returned = self._function()
+        except BaseException as fault:  # noqa: BLE001 - raised again where it is waited for
+            self._raised = fault
+
+    def result(self) -> Any:
+        """Return what the function returned, or raise what it raised."""
+        self._thread.join()
+        if self._raised is not None:
+            raise self._raised
+        return self._returned
 
 
 def _check_device(release: Any) -> None:
