@@ -36,7 +36,6 @@ _MESSAGE: Final = re.compile(
 # Loads the package from its folder alone, so that nothing beside it can be imported by accident.
 _SHIM: Final = """\
 import sys
-sys.dont_write_bytecode = True
 from importlib.util import module_from_spec, spec_from_file_location
 folder = sys.argv.pop(1)
 spec = spec_from_file_location("runtime", folder + "/__init__.py",
@@ -63,19 +62,27 @@ except DeviceError as fault:
 """
 
 
-def own_argv(arguments: Sequence[str]) -> list[str]:
-    """Return the command that runs our own copy of the runtime."""
-    return _own(_MAIN, *arguments)
+def own_argv(arguments: Sequence[str], *, cache_dir: Path | None = None) -> list[str]:
+    """Return the command that runs our own copy of the runtime.
+
+    Args:
+        arguments: As on a device.
+        cache_dir: Where its compiled modules are kept; None keeps none.
+    """
+    return _own(_MAIN, cache_dir, *arguments)
 
 
-def samples_argv(release: Path) -> list[str]:
+def samples_argv(release: Path, *, cache_dir: Path | None = None) -> list[str]:
     """Return the command that runs the golden samples of an unpacked release already verified."""
-    return _own(_SAMPLES, str(release))
+    return _own(_SAMPLES, cache_dir, str(release))
 
 
-def _own(program: str, *arguments: str) -> list[str]:
+def _own(program: str, cache_dir: Path | None, *arguments: str) -> list[str]:
+    compiled = ["-B"]
+    if cache_dir is not None:
+        compiled = ["-X", f"pycache_prefix={cache_dir.absolute() / 'compiled'}"]
     folder = str(data_dir("runtime"))
-    return [sys.executable, "-I", "-S", "-B", "-c", _SHIM + program, folder, *arguments]
+    return [sys.executable, "-I", "-S", *compiled, "-c", _SHIM + program, folder, *arguments]
 
 
 def bundle_argv(bundle: Path, arguments: Sequence[str]) -> list[str]:
@@ -110,7 +117,10 @@ def run_runtime(
     Raises:
         EdgepackError: of the class that the exit status stands for, with the runtime's words.
     """
-    argv = own_argv(arguments) if bundle is None else bundle_argv(bundle, arguments)
+    if bundle is None:
+        argv = own_argv(arguments, cache_dir=cache_dir)
+    else:
+        argv = bundle_argv(bundle, arguments)
     done = run(argv, timeout_s=timeout_s, check=False, env=bundle_environment(cache_dir))
     if done.returncode != 0:
         raise to_error(done)

@@ -18,7 +18,7 @@ _TIMEOUT_S: Final = 900.0
 
 
 def samples_under(
-    release: Path, cpu: str, *, arch: str, timeout_s: float = _TIMEOUT_S
+    release: Path, cpu: str, *, arch: str, cache_dir: Path, timeout_s: float = _TIMEOUT_S
 ) -> dict[str, Any] | None:
     """Run the golden samples of an unpacked release under `qemu-ARCH -cpu CPU`.
 
@@ -26,6 +26,7 @@ def samples_under(
         release: A folder whose files were verified: under emulation only the arithmetic matters.
         cpu: A model that the emulator knows, as `Haswell`.
         arch: Of this machine, whose own interpreter runs under the emulator.
+        cache_dir: Where our runtime's compiled modules are: compiling takes long in an emulator.
         timeout_s: Wall-clock limit.
 
     Returns:
@@ -40,7 +41,7 @@ def samples_under(
     if emulator is None:
         return None
     done = run(
-        [emulator, "-cpu", cpu, *samples_argv(release)],
+        [emulator, "-cpu", cpu, *samples_argv(release, cache_dir=cache_dir)],
         timeout_s=timeout_s,
         check=False,
         env={"PATH": "/usr/bin:/bin"},

@@ -174,7 +174,7 @@ def check_bundle(
     checks["self-test"] = f"passed here ({result['cpu']})"
     release = cache_dir / "edgepack" / "releases" / str(result["digest"])
     for cpu in target.emulators:
-        emulated = samples_under(release, cpu, arch=target.arch)
+        emulated = samples_under(release, cpu, arch=target.arch, cache_dir=cache_dir)
         if emulated is None:
             checks[f"emulated {cpu}"] = "not run: qemu-user is not installed"
             reporter.note(f"not checked under an emulated {cpu}: install qemu-user")

@@ -161,7 +161,7 @@ class Judge:
         # The clean-up is held to what it replaces as well; where it loses, the original stays.
         judged = self._held_to_parity(made)
         if judged.verdict == "passed" and not self.untimed:
-            latency = self._time(made, max_seconds=2.0)
+            latency = self._time(made, max_seconds=1.0)
             if latency is not None:
                 judged = dataclasses.replace(judged, latency=latency)
                 slower = latency.confidence <= 1 - LEAST_CONFIDENCE and latency.speedup < 0.95
