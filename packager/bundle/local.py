@@ -109,7 +109,7 @@ def read_manifest(bundle: Path) -> dict[str, Any]:
     return wire
 
 
-def _tensor_file(bundle: Path, path: Path, stem: Path) -> Path:
+def _tensor_file(bundle: Path, path: Path, folder: Path) -> Path:
     if not path.is_file():
         raise InputOutputError(f"`{path}` does not exist or is no file")
     suffix = path.suffix.lower()
@@ -131,7 +131,8 @@ def _tensor_file(bundle: Path, path: Path, stem: Path) -> Path:
     from packager.data import decode_image
 
     # Written entry by entry: `numpy.savez` takes names as keywords, and some names are its own.
-    file = stem.with_suffix(".npz")
+    folder.mkdir()
+    file = folder / f"{path.stem}.npz"
     with zipfile.ZipFile(file, "w") as archive, archive.open(f"{next(iter(images))}.npy", "w") as f:
         np.lib.format.write_array(f, decode_image(path), allow_pickle=False)
     return file
