@@ -10,7 +10,7 @@ from packager.artifact import Candidate
 from packager.console import human_size, table
 from packager.errors import BudgetMissed, UsageError
 from packager.search.forms import PLAIN, Form, forms
-from packager.search.judge import Judge, describe, is_this_machine
+from packager.search.judge import ENOUGH_ROWS, Judge, describe, is_this_machine
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -91,6 +91,11 @@ def choose(
     )  # fmt: skip
     if samples is None:
         reporter.note("there is no data: candidates are compared on synthetic inputs")
+    elif judge.compared_rows < ENOUGH_ROWS:
+        reporter.note(
+            f"only {judge.compared_rows} samples are left to compare on: their top-1 agreement is "
+            f"shown, and enforced from {ENOUGH_ROWS} on"
+        )
     candidates = []
     for form in tried:
         reporter.stage(f"try {form.name}")

@@ -121,6 +121,11 @@ class Judge:
             return self._judge_plain(made)
         return self._held_to_latency(self._held_to_parity(made))
 
+    @property
+    def compared_rows(self) -> int:
+        """How many rows candidates are compared on; those of a batch count each."""
+        return sum(_rows(sample) for sample in self._inputs)
+
     def parity_of(self, path: Path) -> Parity | str:
         """Return the parity of a file with the original, or why there is none."""
         answers = _Answers(path, self._inputs, self.threads)
@@ -198,8 +203,8 @@ class Judge:
             return f"cosine {parity.cosine:.4f} is below {limits.min_cosine:g}"
         agreement = parity.top1_agreement
         # The largest score of a made-up input means nothing: only real data counts.
-        rows = 0 if self.data is None else sum(_rows(sample) for sample in self._inputs)
-        if agreement is not None and rows >= ENOUGH_ROWS and agreement < limits.min_agreement:
+        enough = self.data is not None and self.compared_rows >= ENOUGH_ROWS
+        if agreement is not None and enough and agreement < limits.min_agreement:
             return f"top-1 agreement {agreement:.1%} is below {limits.min_agreement:.1%}"
         floats = any("float" in spec.dtype for spec in self.model.signature.outputs)
         if not parity.exact and not floats:
