@@ -96,7 +96,7 @@ class _Program:
         try:
             with torch.no_grad():
                 return self._module(*arguments, **keywords)
-        except Exception as fault:
+        except Exception as fault:  # the user's own operators may raise anything
             sizes = ", ".join(f"{name} {list(value.shape)}" for name, value in inputs.items())
             raise ModelUnsupported(
                 f"`{self._source}` fails on inputs of its own ranges ({sizes})\n"

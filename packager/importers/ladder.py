@@ -105,7 +105,7 @@ def _export(export: Callable[[], onnx.ModelProto]) -> onnx.ModelProto:
             return export()
     except (EdgepackError, MemoryError, Refusal):
         raise
-    except Exception as fault:
+    except Exception as fault:  # exporters raise whatever their parts raise
         raise explain(fault) from fault
 
 
@@ -143,7 +143,7 @@ def to_onnx(program: Any) -> onnx.ModelProto:
     """
     try:
         exported = torch.onnx.export(program, dynamo=True, opset_version=OPSET, verbose=False)
-    except Exception as fault:
+    except Exception as fault:  # exporters raise whatever their parts raise
         raise explain(fault, program=program) from fault
     if exported is None:
         raise Refusal("the exporter returned nothing")

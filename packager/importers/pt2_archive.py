@@ -107,7 +107,7 @@ def load_program(path: Path, *, source: str) -> Any:
             f"`{source}` holds pickled objects, and pickles are not executed",
             accepted="exported programs of tensors only",
         ) from fault
-    except Exception as fault:
+    except Exception as fault:  # a hostile archive can make the reader raise anything
         first = str(fault).strip().splitlines()[:1]
         text = first[0][:300] if first else type(fault).__name__
         raise ModelUnsupported(

@@ -81,7 +81,7 @@ class Callee:
                 if self._keywords:
                     return self.module(**copies)
                 return self.module(*copies.values())
-        except Exception as fault:
+        except Exception as fault:  # the user's own forward may raise anything
             where = user_frame(fault)
             sizes = ", ".join(f"{n} {list(v.shape)}" for n, v in inputs.items())
             raise ModelUnsupported(
