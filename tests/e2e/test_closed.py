@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -206,3 +207,23 @@ def test_a_flipped_bit_is_found_before_anything_runs(
         done = edgepack(command[0], damaged, *command[1:])
         assert done.returncode == 8, done.stderr
         assert "Traceback" not in done.stderr
+
+
+def test_bench_measures_a_bundle_and_a_model_in_the_same_terms(
+    scaled: dict[str, Any], edgepack: Any, tmp_path: Path
+) -> None:
+    figures = {"p50_latency_ms", "p90_latency_ms", "p99_latency_ms", "throughput_per_s", "start_s",
+               "peak_memory_mb", "threads", "engine"}  # fmt: skip
+    for what in (scaled["path"], _write_model(tmp_path)):
+        done = edgepack("bench", what, "--seconds", "0.3", "--threads", "1", "--json", check=True)
+        result = json.loads(done.stdout)
+        assert figures <= set(result)
+        assert 0 < result["p50_latency_ms"] <= result["p99_latency_ms"]
+        assert result["threads"] == 1
+
+
+def test_a_bench_of_what_is_neither_is_refused(edgepack: Any, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("words")
+    done = edgepack("bench", tmp_path / "notes.txt")
+    assert done.returncode == 8
+    assert "notes.txt" in done.stderr
