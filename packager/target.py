@@ -79,6 +79,13 @@ class Quantization:
     per_channel: bool
     why: str
 
+    def in_words(self) -> str:
+        """Return the scheme as `U8S8 per channel, 7-bit weights`."""
+        kinds = (self.activation, self.weight)
+        letters = "".join("U8" if kind == "uint8" else "S8" for kind in kinds)
+        channels = "per channel" if self.per_channel else "per tensor"
+        return f"{letters} {channels}{', 7-bit weights' if self.reduce_range else ''}"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Target:

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 # What tensors may have where the signature sets no limit; the runtime's own default is the same.
 UNBOUNDED_BYTES: Final = 16 << 20
+# The largest request may take this part of the memory; a server holds four of that size at most.
+_REQUESTS_IN_MEMORY: Final = 16
 _ITEM_BYTES: Final = {
     "float64": 8, "int64": 8, "uint64": 8, "float32": 4, "int32": 4, "uint32": 4,
     "float16": 2, "bfloat16": 2, "int16": 2, "uint16": 2, "int8": 1, "uint8": 1, "bool": 1,
@@ -59,7 +61,7 @@ def render_server(manifest: Mapping[str, Any]) -> dict[str, bytes]:
             "server/app.py.j2",
             routes=_routes(manifest),
             json_bytes=server["max_json_kb"] * 1024,
-            binary_bytes=_max_tensor_bytes(signature),
+            binary_bytes=min(_max_tensor_bytes(signature), _share_of_memory(manifest)),
         ),
     }
     if server["openapi"]:
@@ -86,6 +88,12 @@ def _routes(manifest: Mapping[str, Any]) -> list[tuple[str, str]]:
     }
     routes += [route for option, route in optional.items() if manifest["server"][option]]
     return routes
+
+
+def _share_of_memory(manifest: Mapping[str, Any]) -> int:
+    """Return what one request may take of the device: a batch of photos could be gigabytes."""
+    memory_bytes: int = manifest["target"]["memory_mib"] << 20
+    return max(memory_bytes // _REQUESTS_IN_MEMORY, UNBOUNDED_BYTES)
 
 
 def _max_tensor_bytes(signature: Signature) -> int:

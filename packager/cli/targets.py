@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from packager.cli.options import as_json
 from packager.console import Console, table
 from packager.target import all_targets, find_target
-
-if TYPE_CHECKING:
-    from packager.target import Target
 
 
 @click.group("targets", invoke_without_command=True)
@@ -30,7 +27,10 @@ def list_(*, as_json: bool) -> None:
     """List every target."""
     targets = all_targets()
     rows = [("target", "engine", "int8", "what it is")]
-    rows += [(t.name, f"{t.engine.name} {t.engine.version}", _scheme(t), t.title) for t in targets]
+    rows += [
+        (t.name, f"{t.engine.name} {t.engine.version}", t.quantization.in_words(), t.title)
+        for t in targets
+    ]
     Console(as_json=as_json).data([asdict(t) for t in targets], table(rows))
 
 
@@ -58,12 +58,6 @@ def detect(*, as_json: bool) -> None:
     )
     value = {"device": facts, "targets": {t.name: why for t, why in verdicts}}
     Console(as_json=as_json).data(value, lines)
-
-
-def _scheme(target: Target) -> str:
-    q = target.quantization
-    kinds = f"{q.activation[0].upper()}8{q.weight[0].upper()}8"
-    return f"{kinds}, 7-bit weights" if q.reduce_range else kinds
 
 
 def _flat(value: dict[str, Any], prefix: str = "") -> list[str]:

@@ -18,16 +18,6 @@ if TYPE_CHECKING:
 
     from packager.data import Samples
     from packager.passes.contract import PassContext
-    from packager.target import Quantization
-
-
-def scheme_in_words(scheme: Quantization) -> str:
-    """Return a scheme as `U8S8 per channel, 7-bit weights`."""
-    letters = "".join(
-        "U8" if kind == "uint8" else "S8" for kind in (scheme.activation, scheme.weight)
-    )
-    channels = "per channel" if scheme.per_channel else "per tensor"
-    return f"{letters} {channels}{', 7-bit weights' if scheme.reduce_range else ''}"
 
 
 def quantize_statically(

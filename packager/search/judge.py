@@ -18,7 +18,7 @@ from packager.data import synthetic
 from packager.passes.clean_up import CleanUp
 from packager.passes.contract import PassContext, apply, first_line, tool_faults
 from packager.passes.graph import constant_sizes, op_types, strip_texts
-from packager.passes.quantizer import constant_weights, scheme_in_words
+from packager.passes.quantizer import constant_weights
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -114,7 +114,7 @@ class Judge:
             blank,
             path=path,
             size_bytes=path.stat().st_size,
-            scheme=scheme_in_words(self.target.quantization) if form.passes else "",
+            scheme=self.target.quantization.in_words() if form.passes else "",
             reason="; ".join([*self._said(), *(n for report in reports for n in report.notes)]),
         )
         if not form.passes:

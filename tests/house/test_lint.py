@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from packager.bundle.assemble import target_fields
 from packager.bundle.render import render_server
 from packager.target import find_target
 
@@ -66,7 +67,7 @@ def manifest_of(target_name: str) -> dict[str, Any]:
         "name": "digits",
         "version": "1.0.0",
         "edgepack": "0.1.0",
-        "target": {"name": target.name, "python": target.python},
+        "target": target_fields(target),
         "engine": {
             "name": target.engine.name,
             "version": target.engine.version,

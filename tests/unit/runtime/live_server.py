@@ -47,7 +47,7 @@ def make_release(
         "name": name,
         "version": "1.2.0",
         "edgepack": "0.1.0",
-        "target": {"name": "cpu-x86_64", "python": "3.8"},
+        "target": {"name": "cpu-x86_64", "python": "3.8", "memory_mib": 1024},
         "engine": {
             "name": "onnxruntime",
             "version": "1.32.0",

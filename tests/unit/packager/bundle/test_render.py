@@ -15,6 +15,7 @@ import jinja2
 import pytest
 
 from packager.bundle import render as render_module
+from packager.bundle.assemble import target_fields
 from packager.bundle.render import UNBOUNDED_BYTES, render, render_server
 from packager.target import all_targets
 from runtime.app import UNBOUNDED_BYTES as RUNTIME_UNBOUNDED_BYTES
@@ -37,7 +38,7 @@ def manifest(inputs: list[Any], outputs: list[Any], **server: Any) -> dict[str, 
         "name": "net",
         "version": "1.0.0",
         "edgepack": "0.1.0",
-        "target": {"name": "cpu-x86_64", "python": "3.8"},
+        "target": {"name": "cpu-x86_64", "python": "3.8", "memory_mib": 1024},
         "engine": {"name": "onnxruntime", "precision": "fp32"},
         "model": {"signature": {"inputs": inputs, "outputs": outputs}},
         "server": {"max_json_kb": 256, "plain": True, "metrics": True, "openapi": True, **server},
@@ -102,7 +103,7 @@ def test_rendered_files_are_the_golden_ones(
 @pytest.mark.parametrize("target", all_targets(), ids=lambda target: target.name)
 def test_every_target_gets_files_that_parse(target: Target) -> None:
     fields = manifest([X], [Y])
-    fields["target"] = {"name": target.name, "python": target.python}
+    fields["target"] = target_fields(target)
     files = render_server(fields)
     for path in ("__main__.py", "server/app.py"):
         ast.parse(files[path], feature_version=(3, 8))
@@ -120,6 +121,15 @@ def test_limits_come_from_the_signature() -> None:
     assert f"Limits(json_bytes={256 * 1024}, binary_bytes={32 * 4 * 4})" in text
     text = render_server(manifest([TEXT], [Y]))["server/app.py"].decode()
     assert f"binary_bytes={UNBOUNDED_BYTES})" in text
+
+
+def test_a_batch_of_photos_may_not_take_the_memory_of_the_device() -> None:
+    side = {"name": "height", "min": 4, "max": 8192, "opt": 256}
+    photo = {"name": "photo", "dtype": "uint8", "shape": [32, side, side, 3]}
+    fields = manifest([photo], [Y])
+    fields["target"]["memory_mib"] = 2048
+    text = render_server(fields)["server/app.py"].decode()
+    assert f"binary_bytes={128 << 20})" in text
 
 
 def test_host_and_device_agree_on_the_limit_of_the_unbounded() -> None:

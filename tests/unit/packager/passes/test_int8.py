@@ -14,7 +14,6 @@ from packager.passes.clean_up import CleanUp
 from packager.passes.contract import apply, run_model
 from packager.passes.int8_dynamic import Int8Dynamic
 from packager.passes.int8_static import Int8Static
-from packager.passes.quantizer import scheme_in_words
 from packager.target import find_target
 
 if TYPE_CHECKING:
@@ -43,7 +42,7 @@ def test_the_scheme_is_the_targets(
 
 
 def test_the_scheme_is_said_in_words() -> None:
-    words = [scheme_in_words(find_target(n).quantization) for n in ("cpu-x86_64", "cpu-arm64")]
+    words = [find_target(n).quantization.in_words() for n in ("cpu-x86_64", "cpu-arm64")]
     assert words == ["U8S8 per channel, 7-bit weights", "U8S8 per channel"]
 
 
