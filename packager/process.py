@@ -102,7 +102,7 @@ def run(
         except subprocess.TimeoutExpired:
             timed_out = True
             end_group(child)
-        except BaseException:
+        except BaseException:  # Ctrl-C must not leave the child running
             end_group(child)
             raise
         done = Completed(

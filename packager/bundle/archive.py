@@ -212,7 +212,7 @@ def _write_atomically(out: Path, items: list[_Stored]) -> None:
             os.fchmod(stream.fileno(), 0o666 & ~umask)
             os.fsync(stream.fileno())
         partial.replace(out)
-    except BaseException:
+    except BaseException:  # Ctrl-C too leaves no half-written file
         partial.unlink(missing_ok=True)
         raise
     sync_folder(out.parent)

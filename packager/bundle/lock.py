@@ -148,7 +148,7 @@ def _write_json(path: Path, value: Mapping[str, Any]) -> None:
                 os.fsync(stream.fileno())
             partial.chmod(0o644)
             partial.replace(path)
-        except BaseException:
+        except BaseException:  # Ctrl-C too leaves no half-written file
             partial.unlink(missing_ok=True)
             raise
         sync_folder(path.parent)

@@ -238,7 +238,7 @@ def _move_together(files: Sequence[Path], folder: Path) -> None:
                 os.fsync(stream.fileno())
         for file, part in zip(files, parts, strict=True):
             part.replace(folder / file.name)
-    except BaseException:
+    except BaseException:  # Ctrl-C too leaves no half-written file
         for part in parts:
             part.unlink(missing_ok=True)
         if not existed and folder.is_dir() and not any(folder.iterdir()):
