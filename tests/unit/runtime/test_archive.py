@@ -18,20 +18,10 @@ from packager.bundle import archive as host
 from packager.bundle.archive import Entry, write_archive
 from runtime import archive as device
 from runtime.errors import InputOutputFault, IntegrityFault
+from tests.unit.runtime.small_manifest import MANIFEST
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-MANIFEST = {
-    "format": 1, "requires": ["xz"], "name": "m", "version": "1.0.0", "sequence": 1,
-    "edgepack": "0.1.0",
-    "target": {"name": "t", "arch": "x86_64", "os": "linux", "libc": "glibc 2.28",
-               "cpu_features_all": [], "cpu_features_any": []},
-    "engine": {"name": "onnxruntime", "version": "1", "library": "lib/e.so",
-               "artifact": "model/m.onnx", "threads": 0, "precision": "fp32"},
-    "model": {"signature": {"inputs": [], "outputs": []}, "labels": {}, "images": {}},
-    "golden": {"samples": 0}, "server": {},
-}  # fmt: skip
 
 
 def entries(*extra: Entry) -> list[Entry]:

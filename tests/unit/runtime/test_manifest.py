@@ -13,17 +13,11 @@ from hypothesis import strategies as st
 
 from runtime.errors import IntegrityFault
 from runtime.manifest import is_safe_path, parse_manifest
+from tests.unit.runtime.small_manifest import MANIFEST
 
 DIGEST = "0" * 64
 PLAIN: dict[str, Any] = {
-    "format": 1, "requires": ["xz"], "name": "m", "version": "1.0.0", "sequence": 1,
-    "edgepack": "0.1.0",
-    "target": {"name": "t", "arch": "x86_64", "os": "linux", "libc": "glibc 2.28",
-               "cpu_features_all": [], "cpu_features_any": []},
-    "engine": {"name": "onnxruntime", "version": "1", "library": "lib/e.so",
-               "artifact": "model/m.onnx", "threads": 0, "precision": "fp32"},
-    "model": {"signature": {"inputs": [], "outputs": []}, "labels": {}, "images": {}},
-    "golden": {"samples": 0}, "server": {},
+    **MANIFEST,
     "files": [
         {"path": "__main__.py", "sha256": DIGEST, "size": 1, "mode": 420},
         {"path": "lib/e.so", "sha256": DIGEST, "size": 9, "mode": 493,

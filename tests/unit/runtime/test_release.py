@@ -19,20 +19,10 @@ from packager.bundle.archive import Entry, write_archive
 from runtime import release as module
 from runtime.errors import InputOutputFault, IntegrityFault, UsageFault
 from runtime.release import open_release, unpack, verify_release
+from tests.unit.runtime.small_manifest import MANIFEST
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-MANIFEST = {
-    "format": 1, "requires": ["xz"], "name": "m", "version": "1.0.0", "sequence": 1,
-    "edgepack": "0.1.0",
-    "target": {"name": "t", "arch": "x86_64", "os": "linux", "libc": "glibc 2.28",
-               "cpu_features_all": [], "cpu_features_any": []},
-    "engine": {"name": "onnxruntime", "version": "1", "library": "lib/e.so",
-               "artifact": "model/m.onnx", "threads": 0, "precision": "fp32"},
-    "model": {"signature": {"inputs": [], "outputs": []}, "labels": {}, "images": {}},
-    "golden": {"samples": 0}, "server": {},
-}  # fmt: skip
 
 
 @pytest.fixture
