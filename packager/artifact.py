@@ -50,17 +50,61 @@ class Latency:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Score:
+    """What a metric says of a candidate, on one part of the evaluation data.
+
+    Attributes:
+        metric: Its name.
+        value: Of the candidate, in the metric's unit.
+        original: Of the original, on the same rows, in the same engine.
+        drop: How much worse the candidate is, in the metric's unit; below 0 where it is better.
+        rows: How many labelled rows it was measured on.
+    """
+
+    metric: str
+    value: float
+    original: float
+    drop: float
+    rows: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerChoice:
+    """One quantizable layer of a candidate, and why it is as it is.
+
+    Attributes:
+        name: The node's name in the original graph.
+        op_type: As ONNX names it.
+        weights: Number of elements of its constant weight.
+        sqnr_db: Signal to quantization noise at the model's outputs with this layer alone
+            quantized; None where it was not measured.
+        precision: `int8`, `fp16`, `fp32` …
+        reason: Why it stays in a higher precision; empty where it does not.
+    """
+
+    name: str
+    op_type: str
+    weights: int
+    sqnr_db: float | None
+    precision: str
+    reason: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Candidate:
     """One compressed form of a model and the verdict on it.
 
     Attributes:
-        name: `fp32`, `int8-dynamic`, `int8-static`; `int8-static-mixed` (first layers float) and
-            `int8-static-layers` (all between the layers float); `quantized` as it came in.
+        name: The form's name, as `fp32`, `int8-dynamic`, `int8-static`; `quantized` as it came in.
         path: The ONNX file; None where it could not be made.
         size_bytes: Of the ONNX file.
-        verdict: `chosen`, `passed`, `failed`, `drifted`, `slower`, `skipped`.
+        verdict: `chosen`, `passed`, `failed`, `drifted`, `slower`, `larger`, `skipped`.
         reason: Why, in a sentence; empty for the chosen one only if nothing needs saying.
         scheme: The quantization scheme in words, as `U8S8 per channel, 7-bit weights`.
+        score: The metric on the half of the evaluation data that the search chooses on.
+        confirmed: The metric on the other half; measured for those that may be chosen.
+        on_front: No other candidate is better in size, latency and metric at once.
+        layers: Per quantizable layer, where the form tells them apart.
     """
 
     name: str
@@ -71,6 +115,10 @@ class Candidate:
     scheme: str = ""
     parity: Parity | None = None
     latency: Latency | None = None
+    score: Score | None = None
+    confirmed: Score | None = None
+    on_front: bool = False
+    layers: tuple[LayerChoice, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

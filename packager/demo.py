@@ -72,7 +72,7 @@ def run_demo(output: Path, *, cache_dir: Path, reporter: Reporter) -> dict[str, 
             recipe_file=None,
             output=output,
             cache_dir=cache_dir,
-            calibration=photos,
+            calibration=str(photos),
         )
         (built,) = run_plan(plan, reporter=reporter)
         reporter.stage(f"serve {built.path} and ask about {_ASKED}")

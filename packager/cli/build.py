@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from packager.cli.options import as_json, cache_dir
+from packager.cli.options import as_json, cache_dir, compression
 from packager.console import Console, human_size, table
-from packager.recipe import PRECISIONS
 
 if TYPE_CHECKING:
     from packager.pipeline import Built
@@ -24,10 +23,7 @@ _FOLDER = click.Path(path_type=Path)
 @click.option("--name", help="The bundle's name; by default from the model.")
 @click.option("--version", help="Dotted integers; 1.0.0 by default.")
 @click.option("--sequence", type=click.IntRange(min=0), help="Decides what is a downgrade.")
-@click.option("-c", "--calibration", type=_FOLDER, help="Photos, or .npz files.")
-@click.option(
-    "--precision", type=click.Choice(PRECISIONS), help="Take this instead of the fastest."
-)
+@compression
 @click.option("--shape", "shapes", multiple=True, metavar="NAME=AXES", help="x=batch,3,224,224")
 @click.option("--dim", "dims", multiple=True, metavar="NAME=RANGE", help="batch=1..32,opt=8")
 @click.option("--golden", type=_FOLDER, help="Real samples to carry for the self-test.")

@@ -17,13 +17,18 @@ from packager.recipe import (
     check_version,
     default_sequence,
     parse_dim,
+    parse_drop,
+    parse_duration,
     parse_shape,
+    parse_source,
     read_recipe,
 )
 from packager.target import Target, find_target
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
+
+    from packager.recipe import Compression, DataSource
 
 _MODEL_FORMS = "`file.py:factory`, `package.module:factory`, `file.pt2` or `file.onnx`"
 
@@ -96,8 +101,14 @@ def make_plan(
     name: str | None = None,
     version: str | None = None,
     sequence: int | None = None,
-    calibration: Path | None = None,
+    calibration: str | None = None,
+    evaluation: str | None = None,
+    label: str | None = None,
     precision: str | None = None,
+    metric: str | None = None,
+    max_drop: str | None = None,
+    objective: str | None = None,
+    time_budget: str | None = None,
     shapes: Iterable[str] = (),
     dims: Iterable[str] = (),
     golden: Path | None = None,
@@ -119,18 +130,27 @@ def make_plan(
         name=name,
         version=version,
         sequence=sequence,
-        calibration=calibration,
+        calibration=parse_source(calibration) if calibration is not None else None,
+        evaluation=parse_source(evaluation) if evaluation is not None else None,
+        label=label,
         golden=golden,
     )
-    if precision is not None:
-        if lock_file is not None:
-            raise UsageError(
-                "`--precision` and `--lock` contradict each other",
-                accepted="one of them: a lock repeats its own choice",
-            )
-        recipe = dataclasses.replace(
-            recipe, compress=dataclasses.replace(recipe.compress, precision=precision)
+    if precision is not None and lock_file is not None:
+        raise UsageError(
+            "`--precision` and `--lock` contradict each other",
+            accepted="one of them: a lock repeats its own choice",
         )
+    recipe = dataclasses.replace(
+        recipe,
+        compress=_compression(
+            recipe.compress,
+            precision=precision,
+            metric=metric,
+            max_drop=parse_drop(max_drop) if max_drop is not None else None,
+            objective=objective,
+            time_budget_s=parse_duration(time_budget) if time_budget is not None else None,
+        ),
+    )
     names = tuple(targets) or recipe.targets
     if not names:
         raise UsageError(
@@ -143,8 +163,9 @@ def make_plan(
     found = tuple(find_target(target) for target in names)
     if lock_file is not None and len(found) != 1:
         raise UsageError("`--lock` belongs to one bundle", accepted="exactly one `-t`")
-    for option, folder in (("--calibration", recipe.calibration), ("--golden", recipe.golden)):
-        _check_folder(option, folder)
+    _check_source("--calibration", recipe.calibration)
+    _check_source("--eval", recipe.evaluation)
+    _check_folder("--golden", recipe.golden)
     _check_folder("--wheelhouse", wheelhouse)
     if lock_file is not None and not lock_file.is_file():
         raise InputOutputError(f"`{lock_file}` does not exist", hint="leave `--lock` out")
@@ -238,6 +259,24 @@ def _pairs(option: str, words: Iterable[str]) -> list[tuple[str, str]]:
     return pairs
 
 
+def _compression(given: Compression, **changes: Any) -> Compression:
+    wanted = {key: value for key, value in changes.items() if value is not None}
+    if wanted.get("metric", "").partition(":")[0].endswith(".py"):
+        wanted["metric"] = str(Path(wanted["metric"]).absolute())
+    return dataclasses.replace(given, **wanted)
+
+
+def _check_source(option: str, source: DataSource | None) -> None:
+    if source is None or source.path is None:
+        return
+    if not source.path.exists():
+        raise InputOutputError(
+            f"`{source.path}` does not exist", hint=f"give `{option}` a folder or a file"
+        )
+    if not os.access(source.path, os.R_OK | (os.X_OK if source.path.is_dir() else 0)):
+        raise InputOutputError(f"`{source.path}` cannot be read: permission denied")
+
+
 def _check_folder(option: str, folder: Path | None) -> None:
     if folder is None:
         return
@@ -307,5 +346,7 @@ def _compress_steps(recipe: Recipe, target: Target, lock_file: Path | None) -> l
             why = "no calibration data: give a folder with `-c FOLDER`"
             steps.append(Step("compress", "no int8-static", why))
         else:
-            steps.append(Step("compress", "int8-static", f"calibrated on `{recipe.calibration}`"))
+            steps.append(
+                Step("compress", "int8-static", f"calibrated on `{recipe.calibration.word}`")
+            )
     return steps

@@ -69,9 +69,9 @@ def load_calibration(recipe: Recipe, model: Model, *, reporter: Reporter) -> Sam
                 f"the recipe's image input `{name}` is no input of the model",
                 accepted=", ".join(f"`{n}`" for n in names),
             )
-    if recipe.calibration is None:
+    if recipe.calibration is None or recipe.calibration.path is None:
         return None
-    samples = load_samples(recipe.calibration, model.signature, recipe.images)
+    samples = load_samples(recipe.calibration.path, model.signature, recipe.images)
     reporter.note(f"calibration: {samples.origin}")
     for note in samples.notes:
         reporter.note(note)
@@ -81,7 +81,7 @@ def load_calibration(recipe: Recipe, model: Model, *, reporter: Reporter) -> Sam
 def input_digests(recipe: Recipe, model: Model, samples: Samples | None) -> dict[str, str]:
     """Return the digest of everything a bundle is made from, by name; no folder enters."""
     wire = dataclasses.asdict(recipe)
-    for key in ("model", "file", "calibration", "golden", "targets"):
+    for key in ("model", "file", "calibration", "evaluation", "golden", "targets"):
         wire.pop(key)
     for image in wire["images"].values():
         labels = image.pop("labels")

@@ -59,7 +59,7 @@ def _written(folder: Path, text: str) -> Path:
 def test_a_whole_recipe_is_read_with_paths_relative_to_its_file(tmp_path: Path) -> None:
     values = read_recipe(_written(tmp_path, WHOLE))
     assert values["model"] == f"{tmp_path / 'net.py'}:make_model"
-    assert values["calibration"] == tmp_path / "photos"
+    assert values["calibration"].path == tmp_path / "photos"
     assert values["shapes"] == {"sound": ("batch", "time", 1)}
     assert values["dims"] == {"time": DimRange(min=1600, max=160000, opt=16000)}
     image = values["images"]["image"]
@@ -82,7 +82,7 @@ def test_a_whole_recipe_is_read_with_paths_relative_to_its_file(tmp_path: Path) 
         ("[compress]\nprecison = 'int8'", ["unknown key `compress.precison`"]),
         ("[compress]\nmin_cosine = true", ["`compress.min_cosine` must be a number"]),
         ("[server]\nthreads = 'two'", ["`server.threads` must be an integer"]),
-        ("[input.x]\naudio = 1", ["unknown key `input.x.audio`"]),
+        ("[input.x]\nvideo = 1", ["unknown key `input.x.video`"]),
         ("input = 3", ["`input` must be a table"]),
         ("[input.x.image]\nmean = [0, 0, 0]", ["lacks the key `input.x.image.size`"]),
         ("[input.x.image]\nsize = [0, 4]", ["[height, width]"]),

@@ -1,0 +1,170 @@
+"""What the user wants: the recipe and its parts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from packager.recipe._inputs import AudioInput, ColumnsInput, ImageInput, TextInput
+    from packager.recipe._outputs import BoxOutputs, OutputSteps
+
+PRECISIONS = ("auto", "fp32", "fp16", "bf16", "int8", "int8-static", "int8-dynamic", "int4")
+OBJECTIVES = ("latency", "size", "balanced")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DimRange:
+    """The sizes of a dynamic dimension that requests may have."""
+
+    min: int
+    max: int
+    opt: int
+
+
+DEFAULT_BATCH = DimRange(min=1, max=32, opt=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSource:
+    """Where samples come from.
+
+    Attributes:
+        word: As the user typed it, for messages.
+        path: A folder of photos, `.wav`, `.npy` or `.npz` files; one `.npy`, `.npz`, `.csv` or
+            `.parquet` file with a row per sample; or a `.py` file. None for random samples.
+        function: The generator in a `.py` file: yields a dict of arrays by input name, or
+            (dict, label).
+        random: So many made-up samples, which only the word `random` asks for.
+    """
+
+    word: str
+    path: Path | None = None
+    function: str = ""
+    random: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drop:
+    """How much worse than the original's a metric may be.
+
+    Attributes:
+        value: In the metric's unit (0.005 for half a point of a share), at least 0.
+        relative: It is a share of the original's value instead.
+    """
+
+    value: float
+    relative: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compression:
+    """What compression may do.
+
+    Without `metric` a candidate keeps the budget where its answers are the original's: top-1
+    agreement of at least 0.99, or a cosine of at least `min_cosine`.
+
+    Attributes:
+        precision: One of PRECISIONS; `auto` leaves the choice to the search.
+        objective: One of OBJECTIVES: what the best candidate is best at.
+        metric: A name from `checks.metrics`, or `file.py:function`; empty for none.
+        max_drop: The budget in that metric.
+        time_budget_s: The search starts no further candidate after this time.
+        min_cosine: A candidate whose mean cosine similarity is below has drifted.
+        min_agreement: A candidate whose top-1 agreement is below has drifted whatever its metric
+            says, where at least 20 rows were compared: a metric alone hides damage.
+        op_types: Operators that static int8 quantizes; empty for the pass's own choice.
+    """
+
+    precision: str = "auto"
+    objective: str = "latency"
+    metric: str = ""
+    max_drop: Drop = field(default_factory=lambda: Drop(value=0.01))
+    time_budget_s: float = 600.0
+    min_cosine: float = 0.99
+    min_agreement: float = 0.9
+    op_types: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """Compression that trains: `[train]` in a recipe; only for a torch module from a factory.
+
+    Attributes:
+        function: The user's hook, `file.py:function(module, session)`, see `training.hook`.
+        prune: Share of the parameters to remove by pruning channels and heads; 0 for none.
+        sparsity: `2:4` for targets that run it, else empty.
+        quantize: Train with simulated int8 quantization.
+        distill: Give the hook the original as a teacher.
+        time_limit_s: How long the hook may take.
+    """
+
+    function: str | None = None
+    prune: float = 0.0
+    sparsity: str = ""
+    quantize: bool = False
+    distill: bool = False
+    time_limit_s: float = 600.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Server:
+    """What the generated server does.
+
+    Attributes:
+        threads: Intra-op threads; None takes the target's.
+        metrics, openapi, plain: Serve `/metrics`, `/openapi.json`, `/predict`.
+        max_json_kb: JSON bodies above are refused with the binary way named.
+    """
+
+    threads: int | None = None
+    metrics: bool = True
+    openapi: bool = True
+    plain: bool = True
+    max_json_kb: int = 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """What the user wants, resolved against the folder of its file.
+
+    Attributes:
+        model: `file.py:factory`, `package.module:factory`, `.pt2` or `.onnx`.
+        shapes: Per input, one entry per axis: a number or a dimension's name.
+        dims: Ranges of the dynamic dimensions by name.
+        calibration: Data that ranges are found on.
+        evaluation: Labelled data that the metric is measured on.
+        label: The column, or the array in an `.npz` file, that holds the label.
+        golden: Real samples to carry instead of synthetic ones.
+        images, audio, columns: Per input name.
+        text: For a model that takes tokens.
+        outputs: Per output name.
+        sequence: The integer that decides downgrades; None derives it from the version.
+        file: The recipe's own file, None where there is none.
+    """
+
+    model: str
+    name: str
+    version: str = "1.0.0"
+    targets: tuple[str, ...] = ()
+    sequence: int | None = None
+    shapes: Mapping[str, tuple[int | str, ...]] = field(default_factory=dict)
+    dims: Mapping[str, DimRange] = field(default_factory=dict)
+    calibration: DataSource | None = None
+    evaluation: DataSource | None = None
+    label: str = "label"
+    golden: Path | None = None
+    seed: int = 0
+    images: Mapping[str, ImageInput] = field(default_factory=dict)
+    audio: Mapping[str, AudioInput] = field(default_factory=dict)
+    columns: Mapping[str, ColumnsInput] = field(default_factory=dict)
+    text: TextInput | None = None
+    outputs: Mapping[str, OutputSteps] = field(default_factory=dict)
+    boxes: BoxOutputs | None = None
+    compress: Compression = field(default_factory=Compression)
+    train: Training = field(default_factory=Training)
+    server: Server = field(default_factory=Server)
+    file: Path | None = None
