@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 PHOTO_SUFFIXES: Final = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 
 
-def load_samples(folder: Path, signature: Signature, images: Mapping[str, ImageInput]) -> Samples:
+def load_folder(folder: Path, signature: Signature, images: Mapping[str, ImageInput]) -> Samples:
     """Read every photo, or every `.npz` file, below a folder and check it against the signature.
 
     Each file is read and checked once here, so that a bad one is found before any long work; later
@@ -59,12 +59,14 @@ def load_samples(folder: Path, signature: Signature, images: Mapping[str, ImageI
         )
     notes: dict[str, int] = {}
     lines: list[str] = []
+    digests: list[str] = []
     loaders: list[Callable[[], Sample]] = []
     photo_input = _photo_input(folder, signature, images) if photos else None
     for path in photos or archives:
         content = _read_bytes(path)
         relative = path.relative_to(folder).as_posix()
-        lines.append(f"{hashlib.sha256(content).hexdigest()}  {relative}\n")
+        digests.append(hashlib.sha256(content).hexdigest())
+        lines.append(f"{digests[-1]}  {relative}\n")
         load: Callable[[], Sample]
         if photo_input is not None:
             load = _photo_loader(path, photo_input)
@@ -84,6 +86,8 @@ def load_samples(folder: Path, signature: Signature, images: Mapping[str, ImageI
         origin=f"{len(loaders)} {noun}{'' if len(loaders) == 1 else 's'}",
         kind=kind,
         notes=tuple(f"{text} in {count} of {len(loaders)} files" for text, count in notes.items()),
+        names=[path.relative_to(folder).as_posix() for path in photos or archives],
+        contents=digests,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from packager.data._folder import is_photo
@@ -21,6 +22,22 @@ if TYPE_CHECKING:
 _WORDS: Final = ("alpha", "brown", "cat", "delta", "edge", "fox", "green", "house", "iron", "jump")
 # A sample at the largest sizes is only made where it stays below this many elements.
 _LARGEST_SAMPLE: Final = 1 << 20
+
+
+def random_samples(signature: Signature, count: int, seed: int) -> Samples:
+    """Return made-up samples that somebody asked for by the name `random`: `synthetic`, so named.
+
+    Nothing is known of their distribution but the signature: ranges found on them mean little.
+    """
+    made = synthetic(signature, count, seed)
+    return Samples(
+        [partial(made.__getitem__, index) for index in range(count)],
+        digest=made.digest,
+        origin=f"{count} random input{'' if count == 1 else 's'}, seed {seed}",
+        kind="random",
+        notes=("random numbers stand in for data: ranges and metrics found on them mean little",),
+        names=made.names,
+    )
 
 
 def synthetic(signature: Signature, count: int, seed: int) -> Samples:

@@ -55,7 +55,7 @@ def import_stage(recipe: Recipe, *, cache: StageCache, work: Path, reporter: Rep
 
 
 def load_calibration(recipe: Recipe, model: Model, *, reporter: Reporter) -> Samples | None:
-    """Read the calibration folder, checked against the signature; None where none is named.
+    """Read the calibration data, checked against the signature; None where none is named.
 
     Raises:
         UsageError: an image input that the model does not have, or a sample that does not fit.
@@ -69,9 +69,9 @@ def load_calibration(recipe: Recipe, model: Model, *, reporter: Reporter) -> Sam
                 f"the recipe's image input `{name}` is no input of the model",
                 accepted=", ".join(f"`{n}`" for n in names),
             )
-    if recipe.calibration is None or recipe.calibration.path is None:
+    if recipe.calibration is None:
         return None
-    samples = load_samples(recipe.calibration.path, model.signature, recipe.images)
+    samples = load_samples(recipe.calibration, model.signature, recipe, seed=recipe.seed)
     reporter.note(f"calibration: {samples.origin}")
     for note in samples.notes:
         reporter.note(note)
@@ -109,7 +109,7 @@ def compress_stage(
 ) -> Artifact:
     """Search the candidates for a target, or take a finished search, and build the artifact."""
     from packager.backends.onnxruntime import build
-    from packager.passes.image import prepare
+    from packager.passes.inputs import prepare
     from packager.search.choose import choose
     from packager.search.judge import host_level
 
@@ -139,7 +139,7 @@ def compress_stage(
         candidates = choose(
             model,
             target,
-            prepare(samples, recipe.images, model.signature) if samples is not None else None,
+            prepare(samples, recipe, model.signature) if samples is not None else None,
             recipe.compress,
             locked=locked,
             threads=target.threads,
@@ -155,7 +155,7 @@ def compress_stage(
         model,
         _read_candidates(folder / _RESULT),
         target=target,
-        images=recipe.images,
+        recipe=recipe,
         workdir=artifact_folder,
     )
     return _with_image_parity(artifact, recipe, samples, reporter)
@@ -165,17 +165,13 @@ def _with_image_parity(
     artifact: Artifact, recipe: Recipe, samples: Samples | None, reporter: Reporter
 ) -> Artifact:
     """Compare the compiled pre-processing with the training transform where both can be had."""
-    from packager.passes.image import check_image_parity
+    from packager.passes.inputs import check_transforms
 
-    found: dict[str, Any] = {}
-    for name, image in recipe.images.items():
-        if image.transform is None or samples is None or samples.kind != "photos":
-            continue
-        parity = check_image_parity(image, samples)
-        found[name] = parity
+    found = check_transforms(recipe, samples) if samples is not None else {}
+    for name, parity in found.items():
         reporter.note(
-            f"`{name}`: the compiled pre-processing is within {parity['max_abs']:.4g} of "
-            f"`{Path(image.transform).name}` on {parity['photos']} photos"
+            f"`{name}`: the compiled pre-processing is within {parity['max_abs']:.4g} of the "
+            f"training transform on {parity['photos']} photos"
         )
     return dataclasses.replace(artifact, facts={**artifact.facts, "image_parity": found})
 
@@ -184,10 +180,12 @@ def golden_stage(recipe: Recipe, artifact: Artifact, *, work: Path, reporter: Re
     """Make the golden samples: synthetic ones, or those that the recipe names."""
     from packager.bundle.golden import make_golden
     from packager.data import load_samples
+    from packager.recipe import DataSource
 
     samples = None
     if recipe.golden is not None:
-        samples = load_samples(recipe.golden, artifact.model.signature, recipe.images)
+        source = DataSource(word=recipe.golden.name, path=recipe.golden)
+        samples = load_samples(source, artifact.model.signature, recipe, seed=recipe.seed)
         reporter.note(f"golden samples: {samples.origin}, carried in the bundle as they are")
     folder = work / "golden"
     folder.mkdir()
@@ -196,7 +194,7 @@ def golden_stage(recipe: Recipe, artifact: Artifact, *, work: Path, reporter: Re
         samples=samples,
         seed=recipe.seed,
         min_cosine=recipe.compress.min_cosine,
-        images=recipe.images,
+        recipe=recipe,
         workdir=folder,
     )
 

@@ -11,10 +11,13 @@ from PIL import Image
 from packager.data import decode_image, load_samples, synthetic
 from packager.errors import InputOutputError, UsageError
 from packager.model import Dim, Signature, TensorSpec
-from packager.recipe import ImageInput
+from packager.recipe import DataSource, ImageInput, Recipe
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
+
+    from packager.data import Samples
 
 BATCH = Dim(name="batch", min=1, max=32, opt=1)
 
@@ -33,6 +36,11 @@ PHOTOS = signature(spec("x", "float32", BATCH, 3, 8, 8))
 IMAGES = {"x": ImageInput(size=(8, 8))}
 
 
+def load(path: Path, wanted: Signature, images: Mapping[str, ImageInput] | None = None) -> Samples:
+    recipe = Recipe(model="m.onnx", name="m", images=images or {})
+    return load_samples(DataSource(word=str(path), path=path), wanted, recipe)
+
+
 def save_photo(path: Path, shade: int = 90, size: tuple[int, int] = (12, 10)) -> None:
     Image.new("RGB", size, (shade, 10, 200)).save(path)
 
@@ -44,7 +52,7 @@ def test_photos_become_one_sample_each_in_the_order_of_their_paths(tmp_path: Pat
     Image.new("L", (5, 4), 77).save(tmp_path / "a.bmp")
     (tmp_path / ".hidden.png").write_bytes(b"not read")
     (tmp_path / "README.txt").write_text("not read")
-    samples = load_samples(tmp_path, PHOTOS, IMAGES)
+    samples = load(tmp_path, PHOTOS, images=IMAGES)
     assert [sample["x"].shape for sample in samples] == [
         (1, 4, 5, 3),
         (1, 10, 12, 3),
@@ -61,32 +69,32 @@ def test_the_digest_follows_the_content_and_not_the_folder(tmp_path: Path) -> No
     for folder, shade in (("one", 5), ("two", 5), ("three", 6)):
         (tmp_path / folder).mkdir()
         save_photo(tmp_path / folder / "a.png", shade)
-        digests.append(load_samples(tmp_path / folder, PHOTOS, IMAGES).digest)
+        digests.append(load(tmp_path / folder, PHOTOS, images=IMAGES).digest)
     assert digests[0] == digests[1] != digests[2]
 
 
 def test_a_split_is_deterministic_and_shares_nothing(tmp_path: Path) -> None:
     for index in range(10):
         np.savez(tmp_path / f"{index}.npz", x=np.full((1, 3), index, np.float32))
-    samples = load_samples(tmp_path, FLOATS, {})
+    samples = load(tmp_path, FLOATS)
     parts = [{float(sample["x"][0, 0]) for sample in part} for part in samples.split(0.3)]
     assert len(parts[0]) == 7
     assert len(parts[1]) == 3
     assert not parts[0] & parts[1]
-    again = load_samples(tmp_path, FLOATS, {}).split(0.3)
+    again = load(tmp_path, FLOATS).split(0.3)
     assert [{float(s["x"][0, 0]) for s in part} for part in again] == parts
 
 
 def test_a_single_sample_goes_to_both_parts(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", x=np.zeros((1, 3), np.float32))
-    calibration, comparison = load_samples(tmp_path, FLOATS, {}).split(0.5)
+    calibration, comparison = load(tmp_path, FLOATS).split(0.5)
     assert len(calibration) == len(comparison) == 1
 
 
 def test_safe_conversions_are_made_and_noted(tmp_path: Path) -> None:
     wanted = signature(spec("x", "float32", BATCH, 3), spec("ids", "int64", BATCH))
     np.savez(tmp_path / "a.npz", x=np.zeros((2, 3)), ids=np.ones(2, np.int32))
-    samples = load_samples(tmp_path, wanted, {})
+    samples = load(tmp_path, wanted)
     assert samples[0]["x"].dtype == np.float32
     assert samples[0]["ids"].dtype == np.int64
     assert samples.notes == (
@@ -97,7 +105,7 @@ def test_safe_conversions_are_made_and_noted(tmp_path: Path) -> None:
 
 def test_a_missing_batch_axis_is_added_and_noted(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", x=np.zeros(3, np.float32))
-    samples = load_samples(tmp_path, FLOATS, {})
+    samples = load(tmp_path, FLOATS)
     assert samples[0]["x"].shape == (1, 3)
     assert samples.notes == ("a batch axis was added to `x` in 1 of 1 files",)
 
@@ -106,14 +114,14 @@ def test_strings_are_read_from_both_string_dtypes(tmp_path: Path) -> None:
     text = signature(spec("text", "string", BATCH))
     np.savez(tmp_path / "a.npz", text=np.array(["grün", "b"]))
     np.savez(tmp_path / "b.npz", text=np.array(["grün".encode()]))
-    samples = load_samples(tmp_path, text, {})
+    samples = load(tmp_path, text)
     assert [sample["text"].tolist() for sample in samples] == [["grün", "b"], ["grün"]]
 
 
 def test_an_npz_may_hold_photos_for_an_image_input(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", x=np.zeros((2, 30, 40, 3), np.uint8))
     np.savez(tmp_path / "b.npz", x=np.zeros((1, 3, 8, 8), np.float32))
-    samples = load_samples(tmp_path, PHOTOS, IMAGES)
+    samples = load(tmp_path, PHOTOS, images=IMAGES)
     assert [(s["x"].dtype.name, s["x"].shape) for s in samples] == [
         ("uint8", (2, 30, 40, 3)),
         ("float32", (1, 3, 8, 8)),
@@ -139,7 +147,7 @@ def test_an_npz_that_does_not_fit_is_refused_with_its_name(
 ) -> None:
     np.savez(tmp_path / "bad.npz", **arrays)
     with pytest.raises(UsageError) as caught:
-        load_samples(tmp_path, FLOATS, {})
+        load(tmp_path, FLOATS)
     assert "bad.npz" in caught.value.message
     assert message in caught.value.message
     assert accepted in str(caught.value.accepted)
@@ -148,7 +156,7 @@ def test_an_npz_that_does_not_fit_is_refused_with_its_name(
 def test_numbers_that_lose_their_value_are_refused(tmp_path: Path) -> None:
     np.savez(tmp_path / "bad.npz", ids=np.array([2**40]))
     with pytest.raises(UsageError, match="is int64"):
-        load_samples(tmp_path, signature(spec("ids", "int32", BATCH)), {})
+        load(tmp_path, signature(spec("ids", "int32", BATCH)))
 
 
 def test_inputs_that_disagree_on_a_named_dimension_are_refused(tmp_path: Path) -> None:
@@ -157,20 +165,20 @@ def test_inputs_that_disagree_on_a_named_dimension_are_refused(tmp_path: Path) -
     with pytest.raises(
         UsageError, match="has 3 for the dimension `batch`, and another input has 2"
     ):
-        load_samples(tmp_path, both, {})
+        load(tmp_path, both)
 
 
 def test_an_object_array_is_refused(tmp_path: Path) -> None:
     np.savez(tmp_path / "bad.npz", x=np.array([{}], dtype=object), allow_pickle=True)
     with pytest.raises(UsageError, match="object array"):
-        load_samples(tmp_path, FLOATS, {})
+        load(tmp_path, FLOATS)
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 cut", b"text"])
 def test_a_file_that_is_no_npz_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "bad.npz").write_bytes(content)
     with pytest.raises(UsageError, match=r"bad.npz` is not a readable `.npz` file"):
-        load_samples(tmp_path, FLOATS, {})
+        load(tmp_path, FLOATS)
 
 
 def test_a_truncated_npz_is_refused(tmp_path: Path) -> None:
@@ -178,42 +186,42 @@ def test_a_truncated_npz_is_refused(tmp_path: Path) -> None:
     content = (tmp_path / "bad.npz").read_bytes()
     (tmp_path / "bad.npz").write_bytes(content[:-30])
     with pytest.raises(UsageError, match=r"bad.npz"):
-        load_samples(tmp_path, FLOATS, {})
+        load(tmp_path, FLOATS)
 
 
 def test_a_missing_folder_is_an_input_error(tmp_path: Path) -> None:
     with pytest.raises(InputOutputError, match="does not exist"):
-        load_samples(tmp_path / "none", FLOATS, {})
+        load(tmp_path / "none", FLOATS)
 
 
 def test_a_file_in_place_of_the_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a").write_text("")
     with pytest.raises(UsageError, match="is not a folder"):
-        load_samples(tmp_path / "a", FLOATS, {})
+        load(tmp_path / "a", FLOATS)
 
 
 def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="holds no samples but nothing"):
-        load_samples(tmp_path, FLOATS, {})
+        load(tmp_path, FLOATS)
 
 
 def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("1,2")
     with pytest.raises(UsageError, match="holds no samples but 1 other files"):
-        load_samples(tmp_path, FLOATS, {})
+        load(tmp_path, FLOATS)
 
 
 def test_photos_mixed_with_npz_are_refused(tmp_path: Path) -> None:
     save_photo(tmp_path / "a.png")
     np.savez(tmp_path / "a.npz", x=np.zeros((1, 3), np.float32))
     with pytest.raises(UsageError, match=r"mixes 1 photos with 1 `\.npz` files"):
-        load_samples(tmp_path, PHOTOS, IMAGES)
+        load(tmp_path, PHOTOS, images=IMAGES)
 
 
 def test_photos_for_a_model_without_an_image_input_say_what_to_declare(tmp_path: Path) -> None:
     save_photo(tmp_path / "a.png")
     with pytest.raises(UsageError) as caught:
-        load_samples(tmp_path, FLOATS, {})
+        load(tmp_path, FLOATS)
     assert "[input.x.image]" in str(caught.value.hint)
 
 
@@ -221,16 +229,16 @@ def test_photos_cannot_fill_a_second_input(tmp_path: Path) -> None:
     save_photo(tmp_path / "a.png")
     two = signature(*PHOTOS.inputs, spec("age", "float32", BATCH))
     with pytest.raises(UsageError, match="nothing is given for `age`"):
-        load_samples(tmp_path, two, IMAGES)
+        load(tmp_path, two, images=IMAGES)
 
 
 def test_a_model_that_takes_photos_by_itself_checks_their_size(tmp_path: Path) -> None:
     own = signature(spec("x", "uint8", BATCH, 10, 12, 3))
     save_photo(tmp_path / "a.png")
-    assert load_samples(tmp_path, own, {})[0]["x"].shape == (1, 10, 12, 3)
+    assert load(tmp_path, own)[0]["x"].shape == (1, 10, 12, 3)
     save_photo(tmp_path / "b.png", size=(7, 7))
     with pytest.raises(UsageError, match=r"b.png.*\[1, 7, 7, 3\]"):
-        load_samples(tmp_path, own, {})
+        load(tmp_path, own)
 
 
 @pytest.mark.parametrize("kept", [0.0, 0.01, 0.5])
@@ -240,7 +248,7 @@ def test_a_broken_photo_is_refused_with_its_name(tmp_path: Path, kept: float) ->
     content = (tmp_path / "bad.png").read_bytes()
     (tmp_path / "bad.png").write_bytes(content[: int(len(content) * kept)])
     with pytest.raises(UsageError, match=r"bad.png` is (not|a broken) (a )?photo"):
-        load_samples(tmp_path, PHOTOS, IMAGES)
+        load(tmp_path, PHOTOS, images=IMAGES)
 
 
 def test_a_photo_with_16_bits_per_channel_is_refused(tmp_path: Path) -> None:

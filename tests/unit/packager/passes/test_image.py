@@ -18,7 +18,7 @@ from packager.passes.image import (
     prepare,
     preprocess_session,
 )
-from packager.recipe import ImageInput
+from packager.recipe import DataSource, ImageInput, Recipe
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -186,7 +186,9 @@ def test_prepared_samples_are_what_the_model_takes(tmp_path: Path, make_cnn: Cal
     folder.mkdir()
     photo(40, 30).save(folder / "a.png")
     images = {"image": ImageInput(size=(16, 16))}
-    samples = load_samples(folder, model.signature, images)
+    recipe = Recipe(model="m.onnx", name="m", images=images)
+    source = DataSource(word="photos", path=folder)
+    samples = load_samples(source, model.signature, recipe)
     prepared = prepare(samples, images, model.signature)
     assert prepared[0]["image"].shape == (1, 3, 16, 16)
     assert prepared[0]["image"].dtype == np.float32
