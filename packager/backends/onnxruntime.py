@@ -12,10 +12,10 @@ from packager.errors import BudgetMissed, ModelUnsupported, UsageError
 from packager.manifest import sha256_file
 from packager.passes.contract import first_line, opset_of, tool_faults
 from packager.passes.graph import all_nodes, strip_texts
-from packager.passes.image import attach_image
+from packager.passes.inputs import attach
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from packager.artifact import Candidate
     from packager.data import Samples
     from packager.model import Model, Signature
-    from packager.recipe import ImageInput
+    from packager.recipe import Recipe
     from packager.target import Target
 
 _PRODUCER: Final = "edgepack"
@@ -35,25 +35,25 @@ def build(
     model: Model,
     candidates: Sequence[Candidate],
     target: Target,
-    images: Mapping[str, ImageInput],
+    recipe: Recipe,
     workdir: Path,
 ) -> Artifact:
-    """Attach the pre-processing to the chosen candidate, check it against the target, and run it.
+    """Attach pre- and post-processing to the chosen candidate, fit it to the target, and run it.
 
-    The file's bytes depend on the candidate, the images and the versions of the tools alone.
+    The file's bytes depend on the candidate, the recipe and the versions of the tools alone.
 
     Args:
         model: The original.
         candidates: From `search.choose`; exactly one is chosen.
         target: Its engine's highest opset and IR version.
-        images: The recipe's image inputs.
+        recipe: Its inputs and outputs.
         workdir: Where `model.onnx` goes.
 
     Raises:
         ModelUnsupported: an operator needs a later opset than the target's engine reads, or the
             artifact does not load and run.
         BudgetMissed: no candidate was chosen.
-        UsageError: an image input that does not fit.
+        UsageError: the recipe has an input or output that does not fit.
     """
     import onnx
 
@@ -61,17 +61,13 @@ def build(
     if chosen is None or chosen.path is None:
         raise BudgetMissed("no candidate was chosen")
     path = workdir / "model.onnx"
-    if images and model.quantized and model.opset < 18:
+    if recipe.images and model.quantized and model.opset < 18:
         raise UsageError(
             f"the model came in quantized with opset {model.opset}, and photos need opset 18",
             hint="leave `[input.NAME.image]` out, or export the model with opset 18",
         )
-    signature = model.signature
-    if images:
-        signature = attach_image(chosen.path, signature, images, path)
-        proto = onnx.load(path)
-    else:
-        proto = onnx.load(chosen.path)
+    signature = attach(chosen.path, model.signature, recipe, path)
+    proto = onnx.load(path)
     strip_texts(proto)
     proto.producer_name = _PRODUCER
     proto.graph.name = "model"

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from packager.artifact import Artifact
     from packager.data import Samples
     from packager.model import TensorSpec
-    from packager.recipe import ImageInput
+    from packager.recipe import Recipe
 
 SAMPLES: Final = 4
 MAX_COMPRESSED_BYTES: Final = 512_000
@@ -58,7 +58,7 @@ def make_golden(
     seed: int,
     min_cosine: float,
     workdir: Path,
-    images: Mapping[str, ImageInput] | None = None,
+    recipe: Recipe | None = None,
     count: int = SAMPLES,
     cpu: str | None = None,
 ) -> Golden:
@@ -72,7 +72,7 @@ def make_golden(
         seed: Of the synthetic ones.
         min_cosine: The accuracy budget: how near the artifact has to be to the original.
         workdir: For the original with its pre-processing.
-        images: The recipe's, where the artifact decodes photos.
+        recipe: Whose pre- and post-processing the artifact has; None for none.
         count: At most so many samples; fewer where they would take more than
             MAX_COMPRESSED_BYTES, but always one.
         cpu: This machine's CPU level; None to find out.
@@ -83,7 +83,7 @@ def make_golden(
     """
     origin, inputs = _inputs(artifact, samples, seed, count)
     specs = artifact.signature.outputs
-    original = _original(artifact, images or {}, workdir)
+    original = _original(artifact, recipe, workdir)
     answers = [
         (feeds, _run(artifact.path, feeds, specs), _run(original, feeds, specs)) for feeds in inputs
     ]
@@ -134,13 +134,13 @@ def _inputs(
     return samples.origin, samples[:count]
 
 
-def _original(artifact: Artifact, images: Mapping[str, ImageInput], workdir: Path) -> Path:
-    if not images:
+def _original(artifact: Artifact, recipe: Recipe | None, workdir: Path) -> Path:
+    if recipe is None:
         return artifact.model.path
-    from packager.passes.image import attach_image
+    from packager.passes.inputs import attach
 
-    path = workdir / "original-with-image.onnx"
-    attach_image(artifact.model.path, artifact.model.signature, images, path)
+    path = workdir / "original-attached.onnx"
+    attach(artifact.model.path, artifact.model.signature, recipe, path)
     return path
 
 

@@ -13,7 +13,7 @@ from packager.artifact import Candidate
 from packager.backends.onnxruntime import build
 from packager.checks.latency import open_session
 from packager.errors import BudgetMissed, ModelUnsupported, UsageError
-from packager.recipe import ImageInput
+from packager.recipe import ImageInput, Recipe
 from packager.target import find_target
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from packager.model import Model
 
 TARGET = find_target("cpu-x86_64")
+PLAIN = Recipe(model="model.onnx", name="model")
 
 
 def chosen(model: Model) -> tuple[Candidate, ...]:
@@ -33,6 +34,10 @@ def chosen(model: Model) -> tuple[Candidate, ...]:
     )
 
 
+def taking(image: ImageInput) -> Recipe:
+    return dataclasses.replace(PLAIN, images={"image": image})
+
+
 def reading(opset: int, ir_version: int) -> Any:
     engine = dataclasses.replace(TARGET.engine, max_opset=opset, max_ir_version=ir_version)
     return dataclasses.replace(TARGET, engine=engine)
@@ -40,7 +45,7 @@ def reading(opset: int, ir_version: int) -> Any:
 
 def test_the_artifact_is_read_back_and_runs(make_mlp: Callable, tmp_path: Path) -> None:
     model = make_mlp()
-    artifact = build(model, chosen(model), TARGET, {}, tmp_path)
+    artifact = build(model, chosen(model), TARGET, PLAIN, tmp_path)
     assert (artifact.opset, artifact.ir_version) == (17, 8)
     assert artifact.precision == "fp32"
     assert artifact.signature == model.signature
@@ -64,15 +69,15 @@ def test_the_bytes_do_not_depend_on_the_folder_or_the_exporters_words(
     for folder, path in (("a", model.path), ("b", told)):
         (tmp_path / folder).mkdir()
         other = dataclasses.replace(model, path=path)
-        artifact = build(other, chosen(other), TARGET, {}, tmp_path / folder)
+        artifact = build(other, chosen(other), TARGET, PLAIN, tmp_path / folder)
         contents.append(artifact.path.read_bytes())
     assert contents[0] == contents[1]
 
 
 def test_a_photo_input_is_attached(make_cnn: Callable, tmp_path: Path) -> None:
     model = make_cnn()
-    images = {"image": ImageInput(size=(16, 16), resize=20)}
-    artifact = build(model, chosen(model), TARGET, images, tmp_path)
+    recipe = taking(ImageInput(size=(16, 16), resize=20))
+    artifact = build(model, chosen(model), TARGET, recipe, tmp_path)
     assert artifact.signature.inputs[0].dtype == "uint8"
     assert artifact.opset == 18
     photos = np.zeros((2, 30, 40, 3), np.uint8)
@@ -84,7 +89,7 @@ def test_a_later_opset_is_lowered_to_what_the_engine_reads(
     make_mlp: Callable, tmp_path: Path
 ) -> None:
     model = make_mlp(opset=17)
-    artifact = build(model, chosen(model), reading(13, 7), {}, tmp_path)
+    artifact = build(model, chosen(model), reading(13, 7), PLAIN, tmp_path)
     assert (artifact.opset, artifact.ir_version) == (13, 7)
 
 
@@ -100,7 +105,7 @@ def test_an_operator_that_the_engine_does_not_read_is_named(
         make_spec("y", "float32", *shape),
     )
     with pytest.raises(ModelUnsupported, match="has no `Gelu`") as caught:
-        build(model, chosen(model), reading(17, 8), {}, tmp_path)
+        build(model, chosen(model), reading(17, 8), PLAIN, tmp_path)
     assert caught.value.hint == "export the model with opset 17"
 
 
@@ -109,19 +114,19 @@ def test_an_ir_version_that_the_operators_need_is_not_lowered(
 ) -> None:
     model = make_mlp(opset=17)
     with pytest.raises(ModelUnsupported, match="reads IR version 5 at most"):
-        build(model, chosen(model), reading(17, 5), {}, tmp_path)
+        build(model, chosen(model), reading(17, 5), PLAIN, tmp_path)
 
 
 def test_nothing_chosen_is_a_missed_budget(make_mlp: Callable, tmp_path: Path) -> None:
     model = make_mlp()
     with pytest.raises(BudgetMissed):
-        build(model, (), TARGET, {}, tmp_path)
+        build(model, (), TARGET, PLAIN, tmp_path)
 
 
 def test_photos_for_an_old_quantized_model_are_refused(make_cnn: Callable, tmp_path: Path) -> None:
     model = dataclasses.replace(make_cnn(), quantized=True)
     with pytest.raises(UsageError, match="photos need opset 18"):
-        build(model, chosen(model), TARGET, {"image": ImageInput(size=(16, 16))}, tmp_path)
+        build(model, chosen(model), TARGET, taking(ImageInput(size=(16, 16))), tmp_path)
 
 
 def test_an_artifact_that_does_not_run_is_refused(make_mlp: Callable, tmp_path: Path) -> None:
@@ -130,4 +135,4 @@ def test_an_artifact_that_does_not_run_is_refused(make_mlp: Callable, tmp_path: 
     proto.graph.initializer[1].dims[:] = [32, 128]
     onnx.save(proto, model.path)
     with pytest.raises(ModelUnsupported, match="does not run"):
-        build(model, chosen(model), TARGET, {}, tmp_path)
+        build(model, chosen(model), TARGET, PLAIN, tmp_path)
