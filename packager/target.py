@@ -71,6 +71,8 @@ class Quantization:
         reduce_range: Weights use seven bits, so that 16-bit partial sums never saturate.
         per_channel: One weight scale per output channel.
         why: The reason, shown in the plan.
+        symmetric: Zero points of activations are zero.
+        bias: `int32`, or `float` where the engine takes no quantized biases (TensorRT).
     """
 
     activation: str
@@ -78,6 +80,8 @@ class Quantization:
     reduce_range: bool
     per_channel: bool
     why: str
+    symmetric: bool = False
+    bias: str = "int32"
 
     def in_words(self) -> str:
         """Return the scheme as `U8S8 per channel, 7-bit weights`."""

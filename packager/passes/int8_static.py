@@ -9,6 +9,7 @@ from packager.errors import UsageError
 from packager.passes.contract import PassBroken, PassContext, PassResult, opset_of
 from packager.passes.graph import is_quantized, op_types
 from packager.passes.quantizer import constant_weights, name_nodes, quantize_statically
+from packager.passes.ranges import METHODS
 
 WEIGHTED: Final = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 # Between two quantized layers these keep the tensor in eight bits. Softmax, Sigmoid and the
@@ -29,11 +30,16 @@ class Int8Static:
     Attributes:
         operators: Operators to quantize; empty for the pass's own choice. One of them at least
             must occur.
+        keep_float: Names of nodes that stay float. Nodes without a name are called `OPERATOR_N`
+            by their position in the graph.
+        calibration: How the range of an activation is chosen, one of `ranges.METHODS`.
         float_layers: So many first layers with weights stay float: the first layers of a CNN see
             the widest ranges and have the fewest weights.
     """
 
     operators: tuple[str, ...] = ()
+    keep_float: tuple[str, ...] = ()
+    calibration: str = "minmax"
     float_layers: int = 0
     name: ClassVar[str] = "int8-static"
     summary: ClassVar[str] = "quantize weights and activations to int8"
@@ -59,7 +65,7 @@ class Int8Static:
         """Return the quantized model.
 
         Raises:
-            UsageError: no operator asked for is in the graph.
+            UsageError: no operator asked for is in the graph, or a name or method is unknown.
         """
         import onnx
 
@@ -72,15 +78,26 @@ class Int8Static:
                 "the model has none of the operators that `compress.op_types` names",
                 accepted=", ".join(sorted(op_types(model) & {*WEIGHTED, *_BETWEEN})),
             )
+        if self.calibration not in METHODS:
+            raise UsageError(
+                f"there is no calibration method `{self.calibration}`", accepted=", ".join(METHODS)
+            )
         draft = onnx.ModelProto()
         draft.CopyFrom(model)
         name_nodes(draft)
-        float_nodes = list(constant_weights(draft, WEIGHTED))[: self.float_layers]
+        names = {node.name for node in draft.graph.node}
+        unknown = [name for name in self.keep_float if name not in names]
+        if unknown:
+            raise UsageError(f"the model has no node `{unknown[0]}` that could stay float")
+        first = list(constant_weights(draft, WEIGHTED))[: self.float_layers]
+        float_nodes = list(dict.fromkeys((*first, *self.keep_float)))
         after = quantize_statically(
             draft,
             context,
             op_types=self.operators or (*WEIGHTED, *_BETWEEN),
             keep_float=float_nodes,
+            calibration=self.calibration,
+            calibrated=(*WEIGHTED, *_BETWEEN),
         )
         return PassResult(
             model=after, modified=True, notes=tuple(f"`{name}` stays float" for name in float_nodes)

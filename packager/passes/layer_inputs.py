@@ -160,7 +160,7 @@ def second_moments(
         if not part:
             continue
         moments = [np.zeros((s.groups, s.inputs, s.inputs)) for s in (layers[i] for i in part)]
-        for turn, values in enumerate(_values(model, names, context)):
+        for turn, values in enumerate(tapped_values(model, names, context)):
             context.reporter.progress(done, total, "round weights")
             for moment, index in zip(moments, part, strict=True):
                 random = np.random.Generator(np.random.Philox([context.seed, index, turn]))
@@ -190,7 +190,7 @@ def _draw(count: int, most: int, random: Any) -> NDArray[Any]:
     return picks
 
 
-def _values(
+def tapped_values(
     model: Any, names: Sequence[str], context: PassContext
 ) -> Iterator[dict[str, NDArray[Any]]]:
     """Yield the named tensors for every sample."""
@@ -218,7 +218,7 @@ def _batches(
     model: Any, layers: Sequence[LayerShape], sample: dict[str, NDArray[Any]]
 ) -> Iterator[list[int]]:
     """Yield positions of layers whose inputs and moments fit into memory together."""
-    sizes = _tensor_bytes(model, sample)
+    sizes = tensor_bytes(model, sample)
     batch: list[int] = []
     held = 0
     for index, layer in enumerate(layers):
@@ -233,7 +233,7 @@ def _batches(
         yield batch
 
 
-def _tensor_bytes(model: Any, sample: dict[str, NDArray[Any]]) -> dict[str, int]:
+def tensor_bytes(model: Any, sample: dict[str, NDArray[Any]]) -> dict[str, int]:
     """Return the sizes of the float32 tensors that shape inference knows for this sample."""
     import onnx
 

@@ -3,56 +3,83 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import logging
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from packager.passes.graph import constant_sizes, digest_of, strip_texts
+from packager.passes.graph import constant_sizes, strip_texts
+from packager.passes.ranges import choose_range, find_histograms, narrowed_by_clamps
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from numpy.typing import NDArray
-
-    from packager.data import Samples
     from packager.passes.contract import PassContext
+    from packager.passes.ranges import Histogram
 
 
 def quantize_statically(
-    model: Any, context: PassContext, *, op_types: Sequence[str], keep_float: Sequence[str]
+    model: Any,
+    context: PassContext,
+    *,
+    op_types: Sequence[str],
+    keep_float: Sequence[str],
+    calibration: str = "minmax",
+    calibrated: Sequence[str] = (),
 ) -> Any:
     """Return the model with QuantizeLinear/DequantizeLinear pairs around the given operators.
 
     The activations that the quantizer could fold into a range (Relu, Clip) stay, so that a layer
-    can go back to float alone. The ranges (smallest and largest value over all samples) are found
-    once per model and kept in the working folder.
+    can go back to float alone. The ranges are ours (`passes.ranges`): found once per model, for
+    every method and every choice of layers.
 
     Args:
         model: `onnx.ModelProto` with opset 13 or later, every node named; it is not changed.
         context: For the target's scheme, the calibration samples and the folder.
         op_types: Operators to quantize.
         keep_float: Names of nodes that stay as they are.
+        calibration: How ranges are chosen, one of `ranges.METHODS`.
+        calibrated: Operators whose tensors are looked at beside those of `op_types`, so that forms
+            that differ in their operators share one run over the samples.
     """
+    import numpy as np
     import onnx
-    from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
+    from onnxruntime.quantization import (
+        CalibrationMethod,
+        QuantFormat,
+        QuantType,
+        TensorData,
+        TensorsData,
+        quantize_static,
+        save_tensors_data,
+    )
 
-    if context.samples is None:
-        raise ValueError("there is no calibration data")
     scheme = context.target.quantization
-    key = hashlib.sha256(f"{digest_of(model)} {sorted(op_types)}".encode()).hexdigest()
-    ranges = context.workdir / f"ranges-{key[:16]}.json"
+    histograms = find_histograms(model, sorted({*op_types, *calibrated}), context)
+    ranges = narrowed_by_clamps(
+        model,
+        {
+            name: choose_range(histogram, calibration, symmetric=scheme.symmetric)
+            for name, histogram in histograms.items()
+        },
+    )
+    bounds = {
+        name: TensorData(
+            lowest=np.array(low, histograms[name].dtype),
+            highest=np.array(high, histograms[name].dtype),
+        )
+        for name, (low, high) in ranges.items()
+    }
     with _quiet(), tempfile.TemporaryDirectory(dir=context.workdir) as folder:
-        source, result = Path(folder, "in.onnx"), Path(folder, "out.onnx")
+        source, result, table = (Path(folder, n) for n in ("in.onnx", "out.onnx", "ranges.json"))
+        save_tensors_data(TensorsData(CalibrationMethod.MinMax, bounds), table)
         # The quantizer's own preparation is left out: its symbolic shape inference fails on many
         # exports and then leaves files in the current folder. onnx's inference is enough.
-        onnx.save(onnx.shape_inference.infer_shapes(model), source)
+        onnx.save(_typed(model, histograms), source)
         quantize_static(
             source,
             result,
-            None if ranges.is_file() else _Reader(context.samples, context),
-            calibration_cache_path=ranges,
+            calibration_cache_path=table,
             quant_format=QuantFormat.QDQ,
             op_types_to_quantize=list(op_types),
             nodes_to_exclude=list(keep_float),
@@ -60,9 +87,11 @@ def quantize_statically(
             reduce_range=scheme.reduce_range,
             activation_type=_type(scheme.activation, QuantType),
             weight_type=_type(scheme.weight, QuantType),
-            calibrate_method=CalibrationMethod.MinMax,
-            calibration_providers=["CPUExecutionProvider"],
-            extra_options={"QDQKeepRemovableActivations": True},
+            extra_options={
+                "QDQKeepRemovableActivations": True,
+                "ActivationSymmetric": scheme.symmetric,
+                "QuantizeBias": scheme.bias == "int32",
+            },
         )
         after = onnx.load(result)
     strip_texts(after)
@@ -125,24 +154,23 @@ def _type(name: str, kinds: Any) -> Any:
     return kinds.QUInt8 if name == "uint8" else kinds.QInt8
 
 
-class _Reader:
-    """The calibration samples in the form the quantizer asks for."""
+def _typed(model: Any, histograms: Mapping[str, Histogram]) -> Any:
+    """Return the model with inferred types, and those of measured tensors that nobody infers."""
+    import numpy as np
+    import onnx
 
-    def __init__(self, samples: Samples, context: PassContext) -> None:
-        self._samples = samples
-        self._reporter = context.reporter
-        self._position = 0
-
-    def get_next(self) -> Mapping[str, NDArray[Any]] | None:
-        """Return the next sample, or None at the end."""
-        if self._position == len(self._samples):
-            return None
-        self._reporter.progress(self._position, len(self._samples), "calibrate")
-        self._position += 1
-        return self._samples[self._position - 1]
-
-    def __len__(self) -> int:
-        return len(self._samples)
+    typed = onnx.shape_inference.infer_shapes(model)
+    graph = typed.graph
+    known = {
+        value.name
+        for value in (*graph.input, *graph.value_info, *graph.output)
+        if value.type.tensor_type.elem_type
+    }
+    for name, histogram in histograms.items():
+        if name not in known:
+            kind = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(histogram.dtype))
+            graph.value_info.append(onnx.helper.make_tensor_value_info(name, kind, None))
+    return typed
 
 
 @contextlib.contextmanager
