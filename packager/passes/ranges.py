@@ -34,7 +34,7 @@ _ENTROPY_BINS: Final = 2048
 _ENTROPY_LEVELS: Final = 128
 _ENTROPY_STRIDE: Final = 16
 _CANDIDATES: Final = 128
-_LEAST_SHARE: Final = 0.2
+_LEAST_SHARE: Final = 0.05
 _ROUNDS: Final = 4
 
 
@@ -79,7 +79,8 @@ class Histogram:
         import numpy as np
 
         middles = np.ldexp(np.arange(len(self.counts)) + self.first + 0.5, self.exponent)
-        return np.clip(middles, self.low, self.high)
+        clipped: NDArray[Any] = np.clip(middles, self.low, self.high)
+        return clipped
 
     def _count(self, values: NDArray[Any]) -> None:
         import numpy as np
