@@ -49,11 +49,17 @@ class PassContext:
 
 @dataclass(frozen=True, kw_only=True)
 class PassResult:
-    """The model after a pass; `modified` is False only where it is the same graph."""
+    """The model after a pass; `modified` is False only where it is the same graph.
+
+    Attributes:
+        twin: A model that computes the same and loads here, where the result itself does not, as
+            in a precision that only the target's engine knows. It is run in its place.
+    """
 
     model: Any
     modified: bool
     notes: tuple[str, ...] = ()
+    twin: Any = None
 
 
 class Pass(Protocol):
@@ -128,7 +134,8 @@ def apply(
             result = step.run(model, context)
             if result.modified:
                 outputs = outputs if outputs is not None else run_model(model, context)
-                changed = run_model(result.model, context)
+                ran = result.model if result.twin is None else result.twin
+                changed = run_model(ran, context)
                 _check_outputs(outputs, changed, exact=step.exact)
                 step.ensures(model, result.model, context)
                 model, outputs = result.model, changed
