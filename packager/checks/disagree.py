@@ -75,7 +75,7 @@ def most_different(
 
 def _worst_row(want: Outputs, have: Outputs) -> tuple[int, bool, float]:
     """Return the row that differs most, whether its best class changed, and by how much."""
-    if _BOXES <= want.keys():
+    if want.keys() >= _BOXES:
         # Boxes of a photo are a list of any length, not rows.
         same = all(name in have and have[name].shape == want[name].shape for name in want)
         changed = not same or not (want["classes"] == have["classes"]).all()
@@ -113,15 +113,17 @@ def _distance(want: NDArray[Any], have: NDArray[Any]) -> float:
     import numpy as np
 
     a, b = want.astype(np.float64), have.astype(np.float64)
+    if np.array_equal(a, b, equal_nan=True):
+        return 0.0
     if not (np.isfinite(a).all() and np.isfinite(b).all()):
-        return 0.0 if np.array_equal(a, b, equal_nan=True) else 2.0
+        return 2.0
     return max(0.0, 1.0 - cosine_similarity(a, b))
 
 
 def _shown(outputs: Outputs, row: int, labels: Sequence[str] | None) -> list[list[Any]]:
     import numpy as np
 
-    if _BOXES <= outputs.keys():
+    if outputs.keys() >= _BOXES:
         best = np.argsort(-outputs["scores"], kind="stable")[:_SHOWN_CLASSES]
         return _pairs(outputs["classes"][best], outputs["scores"][best], labels)
     for found in described(outputs):
