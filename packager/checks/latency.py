@@ -81,6 +81,39 @@ def alternate(
     )
 
 
+def distribution(
+    original: Path,
+    candidate: Path,
+    feeds: Mapping[str, NDArray[Any]],
+    threads: int,
+    *,
+    runs: int,
+    max_seconds: float = 3.0,
+) -> tuple[list[float], list[float]]:
+    """Return the times of single runs of both models in milliseconds, in turns.
+
+    Args:
+        original: ONNX file.
+        candidate: ONNX file with the same inputs.
+        feeds: One input.
+        threads: Intra-op threads of both; 0 for one per core.
+        runs: Of each model.
+        max_seconds: Stop earlier after this time; one run of each is made at least.
+    """
+    sides = [_runner(path, feeds, threads) for path in (original, candidate)]
+    for run in sides:
+        for _ in range(_WARM_UP_RUNS):
+            run()
+    found: tuple[list[float], list[float]] = ([], [])
+    began = time.perf_counter()
+    for _ in range(runs):
+        for side, run in enumerate(sides):
+            found[side].append(round(_measure(run, 1) * 1e3, 4))
+        if time.perf_counter() - began > max_seconds:
+            break
+    return found
+
+
 def bootstrap_confidence(ratios: NDArray[Any]) -> float:
     """Return the share of bootstrap resamples whose median ratio is above 1.
 

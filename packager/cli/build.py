@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from packager.cli.options import as_json, cache_dir, compression
+from packager.cli.options import as_json, cache_dir, compression, typed
 from packager.console import Console, human_size, table
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def command(*, dry_run: bool, quiet: bool, as_json: bool, **options: Any) -> Non
     from packager.pipeline import make_plan, run_plan
 
     console = Console(as_json=as_json, quiet=quiet)
-    plan = make_plan(**options)
+    plan = make_plan(**options, command=typed())
     if dry_run:
         console.data(plan.to_json(), plan.to_text())
         return
@@ -53,23 +53,12 @@ def command(*, dry_run: bool, quiet: bool, as_json: bool, **options: Any) -> Non
 
 
 def _lines(built: tuple[Built, ...]) -> list[str]:
+    from packager.search.table import as_table
+
     lines: list[str] = []
     for item in built:
-        rows = [("candidate", "size", "cosine", "top-1", "speed-up", "verdict")]
-        for c in item.artifact.candidates:
-            parity, latency = c.parity, c.latency
-            agreement = parity.top1_agreement if parity else None
-            rows.append(
-                (
-                    c.name,
-                    human_size(c.size_bytes) if c.size_bytes else "-",
-                    f"{parity.cosine:.4f}" if parity else "-",
-                    f"{agreement:.1%}" if agreement is not None else "-",
-                    f"{latency.speedup:.2f} x" if latency else "unmeasured" if c.path else "-",
-                    f"{c.verdict}: {c.reason}" if c.reason else c.verdict,
-                )
-            )
-        lines += [f"{item.target.name}", *(f"  {line}" for line in table(rows)), ""]
+        rows = as_table(item.artifact.candidates)
+        lines += [item.target.name, *(f"  {line}" for line in rows), ""]
     files = [("bundle", "size", "sha-256 of the manifest")]
     files += [(str(b.path), human_size(b.size_bytes), b.digest) for b in built]
     return [*lines, *table(files)]

@@ -20,7 +20,10 @@ from packager.errors import EdgepackError
 
 _BUG = 70
 _INTERRUPTED = 130
-_COMMANDS = ("demo", "inspect", "targets", "build", "predict", "run", "bench", "verify", "doctor")
+_COMMANDS = (
+    "demo", "inspect", "targets", "compress", "build", "predict", "run", "bench",
+    "verify", "doctor",
+)  # fmt: skip
 
 
 class _Lazy(click.Group):

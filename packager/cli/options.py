@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -18,6 +20,11 @@ as_json = click.option("--json", "as_json", is_flag=True, help="Print the result
 bundle_argument = click.argument(
     "bundle", metavar="BUNDLE", type=click.Path(path_type=Path, exists=False)
 )
+
+
+def typed() -> str:
+    """Return the command line as it can be typed again."""
+    return shlex.join(["edgepack", *sys.argv[1:]])
 
 
 def compression(function: _Command) -> _Command:

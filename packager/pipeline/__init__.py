@@ -1,6 +1,7 @@
-"""The pipeline: recipe × targets → plan → bundles."""
+"""The pipeline: recipe × targets → plan → bundles, or as far as the search."""
 
 from packager.pipeline.plan import Plan, Step, make_plan
 from packager.pipeline.run import Built, run_plan
+from packager.pipeline.searching import Compressed, run_search
 
-__all__ = ["Built", "Plan", "Step", "make_plan", "run_plan"]
+__all__ = ["Built", "Compressed", "Plan", "Step", "make_plan", "run_plan", "run_search"]

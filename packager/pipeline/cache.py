@@ -53,6 +53,12 @@ class StageCache:
         folder = self._folder / key
         return folder if folder.is_dir() else None
 
+    def unfinished(self, key: str) -> Path:
+        """Return where a stage works that goes on after an interruption; its parent exists."""
+        folder = self._folder.parent / "unfinished" / key
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        return folder
+
     def keep(self, key: str, work: Path) -> Path:
         """Move a finished stage's folder into the cache and return where it lies now."""
         self._folder.mkdir(parents=True, exist_ok=True)

@@ -50,6 +50,7 @@ class Plan:
         lock_file: A lock whose choices are repeated without timing.
         wheelhouse: A folder that replaces the network as the source of engine packages.
         steps: Per target name, in order.
+        command: As it was typed, for the record.
     """
 
     recipe: Recipe
@@ -60,6 +61,7 @@ class Plan:
     lock_file: Path | None
     wheelhouse: Path | None
     steps: Mapping[str, tuple[Step, ...]]
+    command: str = ""
 
     def bundle_path(self, target: Target) -> Path:
         """Return where the bundle of a target will lie."""
@@ -114,6 +116,7 @@ def make_plan(
     golden: Path | None = None,
     lock_file: Path | None = None,
     wheelhouse: Path | None = None,
+    command: str = "",
 ) -> Plan:
     """Merge the command line over the recipe and check that it can be.
 
@@ -183,6 +186,7 @@ def make_plan(
         lock_file=lock_file,
         wheelhouse=wheelhouse,
         steps={target.name: tuple(_steps(recipe, target, lock_file)) for target in found},
+        command=command,
     )
 
 

@@ -13,17 +13,18 @@ from typing import TYPE_CHECKING, Any
 from packager.errors import BudgetMissed, IntegrityError
 from packager.pipeline import stages
 from packager.pipeline.cache import StageCache, tool_versions
+from packager.pipeline.compressing import compress_stage
 from packager.workspace import workspace
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from packager.artifact import Artifact
     from packager.console import Reporter
-    from packager.data import Samples
     from packager.model import Model
     from packager.pipeline.plan import Plan
+    from packager.search.outcome import Outcome
     from packager.target import Target
 
 
@@ -58,7 +59,7 @@ class Built:
             "parts": self.parts,
             "precision": self.artifact.precision,
             "scheme": self.artifact.scheme,
-            "candidates": [_candidate_json(c) for c in self.artifact.candidates],
+            "candidates": [candidate_json(c) for c in self.artifact.candidates],
             "checks": self.checks,
         }
 
@@ -74,15 +75,13 @@ def run_plan(plan: Plan, *, reporter: Reporter) -> tuple[Built, ...]:
     cache = StageCache(plan.cache_dir)
     with workspace(plan.cache_dir) as work:
         model = stages.import_stage(plan.recipe, cache=cache, work=work, reporter=reporter)
-        samples = stages.load_calibration(plan.recipe, model, reporter=reporter)
+        data = stages.Data.load(plan.recipe, model, reporter=reporter)
         built = []
         for target in plan.targets:
             folder = work / target.name
             folder.mkdir()
             built.append(
-                _build_one(
-                    plan, target, model, samples, cache=cache, work=folder, reporter=reporter
-                )
+                _build_one(plan, target, model, data, cache=cache, work=folder, reporter=reporter)
             )
     return tuple(built)
 
@@ -91,7 +90,7 @@ def _build_one(
     plan: Plan,
     target: Target,
     model: Model,
-    samples: Samples | None,
+    data: stages.Data,
     *,
     cache: StageCache,
     work: Path,
@@ -103,17 +102,17 @@ def _build_one(
 
     began = time.time()
     recipe = plan.recipe
-    inputs = stages.input_digests(recipe, model, samples)
-    locked = None
+    inputs = stages.input_digests(recipe, model, data)
+    locked: Mapping[str, Any] | None = None
     if plan.lock_file is not None:
         lock = read_lock(plan.lock_file)
         lock.check(target=target.name, inputs=inputs)
         for changed in lock.changed_tools(tool_versions()):
             reporter.note(f"other tools than the lock's, so the bytes may differ: {changed}")
-        locked = lock.choices["precision"]
-    artifact = stages.compress_stage(
-        recipe, target, model, samples, locked=locked, cache=cache, work=work, reporter=reporter
-    )
+        locked = lock.choices
+    artifact, outcome = compress_stage(
+        recipe, target, model, data, locked=locked, cache=cache, work=work, reporter=reporter
+    )  # fmt: skip
     reporter.stage(f"bundle for {target.name}")
     golden = stages.golden_stage(recipe, artifact, work=work, reporter=reporter)
     library = fetch_library(
@@ -143,7 +142,7 @@ def _build_one(
         artifact=artifact,
         checks=checks,
     )
-    _publish(plan, built, bundle.path, inputs=inputs, began=began)
+    _publish(plan, built, outcome, bundle.path, inputs=inputs, began=began)
     return built
 
 
@@ -185,7 +184,13 @@ def check_bundle(
 
 
 def _publish(
-    plan: Plan, built: Built, staged: Path, *, inputs: dict[str, str], began: float
+    plan: Plan,
+    built: Built,
+    outcome: Outcome,
+    staged: Path,
+    *,
+    inputs: dict[str, str],
+    began: float,
 ) -> None:
     from packager.bundle.lock import write_lock, write_record
 
@@ -198,31 +203,46 @@ def _publish(
         target=built.target.name,
         inputs=inputs,
         tools=tool_versions(),
-        choices={"precision": artifact.precision, "exporter": artifact.model.provenance.exporter},
+        choices={**outcome.lock, "exporter": artifact.model.provenance.exporter},
     )
     write_record(
         record,
         {
             "bundle": built.to_json(),
             "plan": plan.to_json()["targets"][built.target.name],
-            "model": {
-                "signature": artifact.model.signature.to_json(),
-                "provenance": dataclasses.asdict(artifact.model.provenance),
-            },
-            "facts": artifact.facts,
-            "host": {
-                "platform": platform.platform(),
-                "cores": os.cpu_count(),
-                "tools": tool_versions(),
-            },
-            "began": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(began)),
-            "took_s": round(time.time() - began, 3),
+            **measured(artifact, outcome, plan.command),
+            **times(began),
         },
     )
-    _move_together((record, lock, staged), plan.output)
+    move_together((record, lock, staged), plan.output)
 
 
-def _move_together(files: Sequence[Path], folder: Path) -> None:
+def measured(artifact: Artifact, outcome: Outcome, command: str) -> dict[str, Any]:
+    """Return what a record tells of a model, its search and this machine."""
+    return {
+        "model": {
+            "signature": artifact.model.signature.to_json(),
+            "provenance": dataclasses.asdict(artifact.model.provenance),
+        },
+        "search": {**outcome.to_record(), "command": command},
+        "facts": artifact.facts,
+        "host": {
+            "platform": platform.platform(),
+            "cores": os.cpu_count(),
+            "tools": tool_versions(),
+        },
+    }
+
+
+def times(began: float) -> dict[str, Any]:
+    """Return when something began and what it took until now."""
+    return {
+        "began": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(began)),
+        "took_s": round(time.time() - began, 3),
+    }
+
+
+def move_together(files: Sequence[Path], folder: Path) -> None:
     """Move files into a folder, all or none; the last one appears last.
 
     They may come from another file system, so each is copied beside its place before any is
@@ -246,7 +266,8 @@ def _move_together(files: Sequence[Path], folder: Path) -> None:
         raise
 
 
-def _candidate_json(candidate: Any) -> dict[str, Any]:
+def candidate_json(candidate: Any) -> dict[str, Any]:
+    """Return a candidate without its path, which is nobody else's business."""
     wire = dataclasses.asdict(candidate)
     wire.pop("path")
     return wire

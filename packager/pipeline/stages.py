@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from packager.artifact import Candidate, Latency, Parity
 from packager.errors import UsageError
 from packager.manifest import canonical_json, sha256_file, sha256_of
 from packager.pipeline.cache import stage_key, wire_form
@@ -20,9 +19,22 @@ if TYPE_CHECKING:
     from packager.model import Model
     from packager.pipeline.cache import StageCache
     from packager.recipe import Recipe
-    from packager.target import Target
 
-_RESULT = "result.json"
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """What a build knows of the world its model lives in; None for what the user did not give."""
+
+    calibration: Samples | None
+    evaluation: Samples | None
+
+    @classmethod
+    def load(cls, recipe: Recipe, model: Model, *, reporter: Reporter) -> Data:
+        """Read and check all of it, before any long work."""
+        return cls(
+            calibration=load_calibration(recipe, model, reporter=reporter),
+            evaluation=load_evaluation(recipe, model, reporter=reporter),
+        )
 
 
 def import_stage(recipe: Recipe, *, cache: StageCache, work: Path, reporter: Reporter) -> Model:
@@ -72,13 +84,36 @@ def load_calibration(recipe: Recipe, model: Model, *, reporter: Reporter) -> Sam
     if recipe.calibration is None:
         return None
     samples = load_samples(recipe.calibration, model.signature, recipe, seed=recipe.seed)
-    reporter.note(f"calibration: {samples.origin}")
-    for note in samples.notes:
-        reporter.note(note)
+    _tell("calibration", samples, reporter)
     return samples
 
 
-def input_digests(recipe: Recipe, model: Model, samples: Samples | None) -> dict[str, str]:
+def load_evaluation(recipe: Recipe, model: Model, *, reporter: Reporter) -> Samples | None:
+    """Read the evaluation data, labelled where its metric reads labels; None where none is named.
+
+    Raises:
+        UsageError: a metric that there is not, no labels, or a sample that does not fit.
+    """
+    from packager.checks.metrics import find_metric
+    from packager.data import load_samples
+
+    if recipe.evaluation is None:
+        return None
+    metric = find_metric(recipe.compress.metric or "top1")
+    samples = load_samples(
+        recipe.evaluation, model.signature, recipe, labelled=metric.needs_labels, seed=recipe.seed
+    )
+    _tell("evaluation", samples, reporter)
+    return samples
+
+
+def _tell(what: str, samples: Samples, reporter: Reporter) -> None:
+    reporter.note(f"{what}: {samples.origin}")
+    for note in samples.notes:
+        reporter.note(note)
+
+
+def input_digests(recipe: Recipe, model: Model, data: Data) -> dict[str, str]:
     """Return the digest of everything a bundle is made from, by name; no folder enters."""
     wire = dataclasses.asdict(recipe)
     for key in ("model", "file", "calibration", "evaluation", "golden", "targets"):
@@ -91,89 +126,10 @@ def input_digests(recipe: Recipe, model: Model, samples: Samples | None) -> dict
         "model": model.provenance.source_sha256,
         "recipe": sha256_of(canonical_json(wire_form(wire))),
     }
-    if samples is not None:
-        digests["calibration"] = samples.digest
+    for name, samples in (("calibration", data.calibration), ("evaluation", data.evaluation)):
+        if samples is not None:
+            digests[name] = samples.digest
     return digests
-
-
-def compress_stage(
-    recipe: Recipe,
-    target: Target,
-    model: Model,
-    samples: Samples | None,
-    *,
-    locked: str | None,
-    cache: StageCache,
-    work: Path,
-    reporter: Reporter,
-) -> Artifact:
-    """Search the candidates for a target, or take a finished search, and build the artifact."""
-    from packager.backends.onnxruntime import build
-    from packager.passes.inputs import prepare
-    from packager.search.choose import choose
-    from packager.search.judge import host_level
-
-    key = stage_key(
-        "compress",
-        model=sha256_file(model.path),
-        signature=model.signature.to_json(),
-        quantized=model.quantized,
-        arch=target.arch,
-        engine=target.engine,
-        precisions=target.precisions,
-        scheme=target.quantization,
-        threads=target.threads,
-        samples=samples.digest if samples is not None else None,
-        images={name: dataclasses.replace(i, labels=None) for name, i in recipe.images.items()},
-        compress=recipe.compress,
-        seed=recipe.seed,
-        locked=locked,
-        host=host_level(),
-    )
-    folder = cache.find(key)
-    if folder is not None:
-        reporter.stage(f"compress for {target.name}: already done")
-    else:
-        search = work / "search"
-        search.mkdir()
-        candidates = choose(
-            model,
-            target,
-            prepare(samples, recipe, model.signature) if samples is not None else None,
-            recipe.compress,
-            locked=locked,
-            threads=target.threads,
-            workdir=search,
-            reporter=reporter,
-            seed=recipe.seed,
-        )
-        _write_candidates(search / _RESULT, candidates)
-        folder = cache.keep(key, search)
-    artifact_folder = work / "artifact"
-    artifact_folder.mkdir()
-    artifact = build(
-        model,
-        _read_candidates(folder / _RESULT),
-        target=target,
-        recipe=recipe,
-        workdir=artifact_folder,
-    )
-    return _with_image_parity(artifact, recipe, samples, reporter)
-
-
-def _with_image_parity(
-    artifact: Artifact, recipe: Recipe, samples: Samples | None, reporter: Reporter
-) -> Artifact:
-    """Compare the compiled pre-processing with the training transform where both can be had."""
-    from packager.passes.inputs import check_transforms
-
-    found = check_transforms(recipe, samples) if samples is not None else {}
-    for name, parity in found.items():
-        reporter.note(
-            f"`{name}`: the compiled pre-processing is within {parity['max_abs']:.4g} of the "
-            f"training transform on {parity['photos']} photos"
-        )
-    return dataclasses.replace(artifact, facts={**artifact.facts, "image_parity": found})
 
 
 def golden_stage(recipe: Recipe, artifact: Artifact, *, work: Path, reporter: Reporter) -> Golden:
@@ -197,21 +153,3 @@ def golden_stage(recipe: Recipe, artifact: Artifact, *, work: Path, reporter: Re
         recipe=recipe,
         workdir=folder,
     )
-
-
-def _write_candidates(path: Path, candidates: tuple[Candidate, ...]) -> None:
-    wire = [dataclasses.asdict(candidate) for candidate in candidates]
-    for entry in wire:
-        # The folder moves into the cache: files are named relative to it.
-        entry["path"] = str(entry["path"].relative_to(path.parent)) if entry["path"] else None
-    path.write_text(json.dumps(wire), encoding="utf-8")
-
-
-def _read_candidates(path: Path) -> tuple[Candidate, ...]:
-    candidates = []
-    for entry in json.loads(path.read_text(encoding="utf-8")):
-        entry["path"] = path.parent / entry["path"] if entry["path"] else None
-        entry["parity"] = Parity(**entry["parity"]) if entry["parity"] else None
-        entry["latency"] = Latency(**entry["latency"]) if entry["latency"] else None
-        candidates.append(Candidate(**entry))
-    return tuple(candidates)

@@ -1,187 +1,302 @@
-"""Tries every form of a model and chooses one."""
+"""Tries the forms of a model and chooses the best that keeps the budget."""
 
 from __future__ import annotations
 
 import dataclasses
 import shutil
-from typing import TYPE_CHECKING, Final
+import time
+from typing import TYPE_CHECKING, Any, Final
 
 from packager.artifact import Candidate
-from packager.console import human_size, table
 from packager.errors import BudgetMissed, UsageError
-from packager.search.forms import PLAIN, Form, forms
-from packager.search.judge import ENOUGH_ROWS, Judge, describe, is_this_machine
+from packager.search.fit import is_this_machine
+from packager.search.forms import CLEANED, PLAIN, Form, locked_form
+from packager.search.forms import table as table_of_forms
+from packager.search.front import loss_of, pick, with_front
+from packager.search.journal import Journal
+from packager.search.judge import ENOUGH_ROWS, Judge
+from packager.search.maker import NotMade
+from packager.search.mixed import layer_choices, rank, search_mixed
+from packager.search.outcome import Outcome
+from packager.search.setting import SearchData, Setting, metric_and_budget, split_data
+from packager.search.table import as_table, describe
+from packager.search.telling import measured_record
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from packager.console import Reporter
-    from packager.data import Samples
     from packager.model import Model
     from packager.recipe import Compression
+    from packager.search.sensitivity import LayerSensitivity
     from packager.target import Target
 
 AS_IT_CAME: Final = "quantized"
-# Medians this near are one speed: a noisy machine measures gaps of this size between equal files.
-_SAME_SPEED: Final = 0.9
+# The bar for a model of a hundred layers; what it takes beyond is left untried and said.
+MOST_EVALUATIONS: Final = 20
 
 
 def choose(
     model: Model,
     target: Target,
-    samples: Samples | None,
+    data: SearchData,
     compression: Compression,
     *,
-    locked: str | None,
+    locked: Mapping[str, Any] | None = None,
     threads: int,
     workdir: Path,
     reporter: Reporter,
     seed: int = 0,
-) -> tuple[Candidate, ...]:
+) -> Outcome:
     """Return every candidate with its verdict; exactly one is `chosen`.
 
     A candidate is made by passes, loaded, and compared with the original on samples that no
-    calibration saw, or on synthetic ones where there is no data. It has `drifted` when
+    calibration saw, or on made-up ones where there is no data. It has `drifted` when
 
-    - its cosine is below `compression.min_cosine`, or
+    - a metric is named and falls by more than its budget on the first half of the evaluation data,
+      or no metric is named and neither its top-1 agreement reaches 0.99 nor its cosine
+      `compression.min_cosine`; or
     - at least 20 rows of real data were compared and their top-1 agreement is below
-      `compression.min_agreement`, or
+      `compression.min_agreement`; or
     - the model has no float output, and any answer changed.
 
-    Where this machine could be the target it is then timed against the original, and is `slower`
-    unless it wins with a confidence of 0.95. Of those that pass, the fastest is chosen; among
-    candidates within a tenth of its speed, the one nearest to the original. Elsewhere nothing is
-    timed (`latency: unmeasured`), and the first of the target's `precisions` that passed is taken.
+    Where this machine could be the target, each is timed against the original in alternating runs,
+    and is `slower` unless it wins with a confidence of 0.95 (objective `latency`), or `larger`
+    where size counts and it gains none. Elsewhere nothing is timed (`latency: unmeasured`). Where
+    static int8 misses the budget, layers go back to float (`search.mixed`). The best of those that
+    pass is held to the other half of the evaluation data before it is chosen.
+
+    At most 20 candidates answer a whole set of samples. What was judged is kept in `workdir`: a
+    search that was interrupted goes on there.
 
     Args:
         model: The original. An already quantized one is passed through as it came.
         target: Its scheme, limits and preferences.
-        samples: Data as the model itself takes it (`passes.image.prepare`); None for none.
-        compression: What the recipe allows. A precision it names must keep the limits; being slower
-            is then only said.
-        locked: The name of the candidate that an earlier build chose; it is made alone, held to the
-            limits and not timed.
+        data: Samples as the model itself takes them, labels, post-processing.
+        compression: Precision, objective, metric, budget, limits.
+        locked: What an earlier build chose; it is made alone, held to the limits and not timed.
         threads: Intra-op threads of the engine; 0 for one per core.
         workdir: A folder that is ours; every candidate's file stays there.
         reporter: Is told what happens.
-        seed: For synthetic inputs.
+        seed: For made-up inputs and the halves of the evaluation data.
 
     Raises:
-        BudgetMissed: the precision asked for, or locked, does not keep the limits.
-        UsageError: it needs data that is not there, or is unknown.
+        BudgetMissed: the precision asked for, or locked, does not keep the budget.
+        UsageError: it needs data that is not there, or is unknown; or a budget that is finer than
+            one sample.
     """
+    began = time.monotonic()
     if model.quantized:
-        return (_as_it_came(model, workdir, reporter),)
-    asked = locked or compression.precision
-    tried = [form for form in forms(compression) if _is_tried(form, compression, locked)]
-    if not tried:
-        names = [form.name for form in forms(compression)]
-        raise UsageError(f"there is no candidate `{locked}`", accepted=", ".join(names))
-    forced = asked not in ("auto", PLAIN)
-    if forced and samples is None and all(f.needs_samples for f in tried if f.name != PLAIN):
-        raise UsageError(f"`{asked}` needs calibration data", hint="give a folder with `-c FOLDER`")
+        candidate = _as_it_came(model, workdir, reporter)
+        return Outcome(candidates=(candidate,), lock={"precision": AS_IT_CAME})
+    metric, max_drop = metric_and_budget(compression, model, data)
     untimed = "" if is_this_machine(target) else "latency: unmeasured"
-    if locked is not None:
-        untimed = "locked, not timed again"
-    judge = Judge(
-        model=model, target=target, data=samples, compression=compression, threads=threads,
-        workdir=workdir, reporter=reporter, seed=seed,
-        untimed=untimed,
+    setting = Setting(
+        model=model, target=target, compression=compression, data=data,
+        **split_data(model, data, seed),
+        metric=metric, max_drop=max_drop, threads=threads, workdir=workdir, reporter=reporter,
+        seed=seed, untimed="locked, not timed again" if locked is not None else untimed,
+        deadline=began + compression.time_budget_s,
     )  # fmt: skip
-    if samples is None:
-        reporter.note("there is no data: candidates are compared on synthetic inputs")
-    elif judge.compared_rows < ENOUGH_ROWS:
-        reporter.note(
-            f"only {judge.compared_rows} samples are left to compare on: their top-1 agreement is "
-            f"shown, and enforced from {ENOUGH_ROWS} on"
+    search = Search(setting, Journal(workdir))
+    chosen = search.repeat(locked) if locked is not None else search.run()
+    return search.outcome(chosen, began=began)
+
+
+class Search:
+    """One search: the forms that were judged, in order, and what they said."""
+
+    def __init__(self, setting: Setting, journal: Journal) -> None:
+        self._setting = setting
+        self._judge = Judge(setting, journal)
+        self._forms: dict[str, Form] = {}
+        self._found: dict[str, Candidate] = {}
+        self._rankings: dict[str, tuple[LayerSensitivity, ...]] = {}
+        self._began = time.monotonic()
+        self._left_untried = 0
+
+    def repeat(self, locked: Mapping[str, Any]) -> Candidate:
+        """Judge the form that an earlier build chose, and nothing else."""
+        forms = table_of_forms(self._setting.compression, tuple(self._setting.data.sources))
+        form = locked_form(forms, locked)
+        if form is None:
+            raise UsageError(
+                f"there is no candidate `{locked.get('precision')}`",
+                accepted=", ".join(f.name for f in forms),
+            )
+        if form.needs_samples and self._setting.calibration is None:
+            raise UsageError(
+                f"`{form.name}` needs calibration data", hint="give a folder with `-c FOLDER`"
+            )
+        candidate = self._try(form, forced=True)
+        if candidate.verdict != "passed":
+            raise self._missed(form.name)
+        return candidate
+
+    def run(self) -> Candidate:
+        """Judge the forms that may be asked for and return the best that keeps the budget."""
+        asked = self._setting.compression.precision
+        forms = table_of_forms(self._setting.compression, tuple(self._setting.data.sources))
+        tried = [f for f in forms if f.name == PLAIN or f.asked_by(asked)]
+        forced = asked not in ("auto", PLAIN)
+        self._check_data(tried, asked, forced=forced)
+        self._say_what_is_compared()
+        for form in tried:
+            if form.precision == "int8-static" and not form.float_layers:
+                continue
+            if self._may_go_on() or form.name == PLAIN:
+                self._try(self._on_fastest_shape(form), forced=forced)
+        families = dict.fromkeys(f.source for f in tried if f.precision == "int8-static")
+        for source in families:
+            static = [f for f in tried if f.precision == "int8-static" and f.source == source]
+            self._run_static(static, forced=forced)
+        if self._left_untried:
+            self._setting.reporter.note("the budget of time or evaluations ended the search")
+        return self._settle(asked)
+
+    def outcome(self, chosen: Candidate, *, began: float) -> Outcome:
+        """Return the candidates with the chosen one marked, and the record."""
+        form = self._forms[chosen.name]
+        ranking = self._rankings.get(form.family, ())
+        final = dataclasses.replace(
+            chosen,
+            verdict="chosen",
+            reason=_why(chosen),
+            layers=layer_choices(ranking, form.float_layers) if ranking else (),
         )
-    candidates = []
-    for form in tried:
-        reporter.stage(f"try {form.name}")
-        candidate = judge.judge(form, forced=forced)
-        if form.variant and candidate.verdict == "skipped" and locked is None:
-            continue
-        reporter.note(describe(candidate))
-        candidates.append(candidate)
-    best = _best(candidates, tried, target, asked)
-    if best is None:
-        reasons = "; ".join(c.reason for c in candidates if c.name != PLAIN or asked == PLAIN)
-        raise BudgetMissed(
-            f"`{asked}` does not keep the limits: {reasons}\n" + "\n".join(as_table(candidates)),
+        self._found[chosen.name] = final
+        candidates = with_front(tuple(self._found.values()))
+        record = measured_record(
+            self._setting, self._judge, final, ranking=ranking, took_s=time.monotonic() - began
+        )
+        return Outcome(candidates=candidates, lock=form.to_lock(), record=record)
+
+    def _run_static(self, forms: Sequence[Form], *, forced: bool) -> None:
+        """Judge static int8: rounded weights first, other ways only while the budget is missed."""
+        missed: list[Form] = []
+        for plain in forms:
+            if not self._may_go_on():
+                return
+            form = self._on_fastest_shape(plain)
+            candidate = self._try(form, forced=forced)
+            if candidate.verdict in ("passed", "slower", "larger"):
+                break
+            if candidate.verdict == "drifted":
+                missed.append(form)
+        else:
+            if missed:
+                self._mix(min(missed, key=lambda f: loss_of(self._found[f.name])))
+        if forms and self._wants_ranking():
+            self._rank(self._forms.get(forms[0].name))
+
+    def _mix(self, form: Form) -> None:
+        self._setting.reporter.stage("rank the layers by sensitivity")
+        ranking = self._rank(form)
+        if ranking:
+            search_mixed(self._judge, form, ranking, may_go_on=self._may_go_on, tried=self._tried)
+
+    def _rank(self, form: Form | None) -> tuple[LayerSensitivity, ...]:
+        if form is None or self._found[form.name].path is None:
+            return ()
+        if form.family not in self._rankings:
+            self._rankings[form.family] = rank(self._judge, self._setting, form)
+        return self._rankings[form.family]
+
+    def _wants_ranking(self) -> bool:
+        # Who states a budget wants to know what it was spent on; others should not wait for it.
+        return self._setting.metric is not None and self._may_go_on()
+
+    def _on_fastest_shape(self, form: Form) -> Form:
+        usable = [s for s in form.shapes if not isinstance(
+            self._judge.maker.graph(s, form.source), NotMade)]  # fmt: skip
+        if not usable:
+            return dataclasses.replace(form, shapes=(CLEANED,))
+
+        def time_of(shape: str) -> float:
+            name = PLAIN if shape == CLEANED else f"{PLAIN}-{shape}"
+            latency = self._found[name].latency if name in self._found else None
+            return 1.0 / latency.speedup if latency is not None else 1.0
+
+        return dataclasses.replace(form, shapes=(min(usable, key=time_of),))
+
+    def _try(self, form: Form, *, forced: bool) -> Candidate:
+        self._setting.reporter.stage(f"try {form.name}{self._estimate()}")
+        candidate = self._judge.judge(form, forced=forced)
+        self._tried(form, candidate)
+        return candidate
+
+    def _tried(self, form: Form, candidate: Candidate) -> None:
+        self._forms[form.name] = form
+        if form.variant and candidate.verdict == "skipped":
+            return
+        self._setting.reporter.note(describe(candidate))
+        self._found[form.name] = candidate
+
+    def _estimate(self) -> str:
+        done = len(self._found)
+        if done < 2:
+            return ""
+        spent = time.monotonic() - self._began
+        left = self._setting.compression.time_budget_s - spent
+        return f" (candidate {done + 1}, {spent / done:.0f} s each, at most {left:.0f} s more)"
+
+    def _may_go_on(self) -> bool:
+        may = not self._setting.over and self._judge.evaluations < MOST_EVALUATIONS
+        self._left_untried += not may
+        return may
+
+    def _check_data(self, tried: Sequence[Form], asked: str, *, forced: bool) -> None:
+        needing = [f.needs_samples for f in tried if f.name != PLAIN]
+        if forced and self._setting.calibration is None and needing and all(needing):
+            hint = "give a folder with `-c FOLDER`"
+            raise UsageError(f"`{asked}` needs calibration data", hint=hint)
+        setting = self._setting
+        if setting.metric is None or setting.confirmation is None:
+            return
+        from packager.checks.metrics import check_budget
+
+        check_budget(setting.metric, self._judge.measured_original(), self._judge.limit())
+
+    def _say_what_is_compared(self) -> None:
+        setting, judge = self._setting, self._judge
+        if not setting.real:
+            why = "there is no data" if setting.calibration is None else "the data is random"
+            setting.reporter.note(f"{why}: candidates are compared on made-up inputs")
+        elif judge.compared_rows < ENOUGH_ROWS:
+            setting.reporter.note(
+                f"only {judge.compared_rows} samples are left to compare on: their top-1 agreement "
+                f"is shown, and enforced from {ENOUGH_ROWS} on"
+            )
+
+    def _settle(self, asked: str) -> Candidate:
+        """Return the best candidate that holds on the confirming half as well."""
+        while True:
+            best = pick(
+                asked, tuple(self._found.values()), self._forms, self._setting.target,
+                objective=self._setting.compression.objective,
+                original_bytes=self._setting.model.path.stat().st_size,
+            )  # fmt: skip
+            if best is None:
+                raise self._missed(asked)
+            confirmed = self._judge.confirm(best)
+            self._found[best.name] = confirmed
+            if confirmed.verdict == best.verdict:
+                return confirmed
+            self._setting.reporter.note(describe(confirmed))
+
+    def _missed(self, asked: str) -> BudgetMissed:
+        tried = [c for c in self._found.values() if self._forms[c.name].precision != PLAIN]
+        reasons = "; ".join(f"{c.name}: {c.reason}" for c in tried if c.reason)
+        lines = as_table(with_front(tuple(self._found.values())))
+        return BudgetMissed(
+            f"`{asked}` does not keep the budget: {reasons}\n" + "\n".join(lines),
             hint="give more calibration data, or leave the choice open with `--precision auto`",
         )
-    return tuple(
-        dataclasses.replace(c, verdict="chosen", reason=_why(c)) if c is best else c
-        for c in candidates
-    )
-
-
-def as_table(candidates: Sequence[Candidate]) -> list[str]:
-    """Return the candidates as lines of aligned columns."""
-    rows = [("candidate", "size", "cosine", "agreement", "speed-up", "verdict", "reason")]
-    for c in candidates:
-        agreement = c.parity.top1_agreement if c.parity else None
-        rows.append((
-            c.name,
-            human_size(c.size_bytes) if c.path else "-",
-            f"{c.parity.cosine:.4f}" if c.parity else "-",
-            f"{agreement:.1%}" if agreement is not None else "-",
-            f"{c.latency.speedup:.2f} ×" if c.latency else "-",
-            c.verdict,
-            c.reason,
-        ))  # fmt: skip
-    return table(rows)
-
-
-def _is_tried(form: Form, compression: Compression, locked: str | None) -> bool:
-    if locked is not None:
-        return form.name == locked
-    return form.name == PLAIN or form.asked_by(compression.precision)
-
-
-def _best(
-    candidates: Sequence[Candidate], tried: Sequence[Form], target: Target, asked: str
-) -> Candidate | None:
-    form = {form.name: form for form in tried}
-    passed = [c for c in candidates if c.verdict == "passed"]
-    compressed = [c for c in passed if c.name != PLAIN]
-    plain = next((c for c in passed if c.name == PLAIN), None)
-    if asked == PLAIN:
-        return plain
-    if asked != "auto":
-        # Asked for by name: slower is said, not refused.
-        kept = compressed or [c for c in candidates if c.verdict == "slower" and c.name != PLAIN]
-        return _nearest_of_fastest(kept, form)
-    timed = [c for c in compressed if c.latency is not None]
-    if timed:
-        return _nearest_of_fastest(timed, form)
-    for wanted in target.precisions:
-        if wanted == PLAIN:
-            return plain
-        group = [c for c in compressed if form[c.name].precision.startswith(wanted)]
-        if group:
-            return _nearest_of_fastest(group, form)
-    return plain
-
-
-def _nearest_of_fastest(
-    candidates: Sequence[Candidate], form: Mapping[str, Form]
-) -> Candidate | None:
-    if not candidates:
-        return None
-    if all(c.latency is not None for c in candidates):
-        speeds = {c.name: c.latency.speedup for c in candidates if c.latency is not None}
-        limit = max(speeds.values()) * _SAME_SPEED
-        fastest = [c for c in candidates if speeds[c.name] >= limit]
-    else:
-        rank = min(form[c.name].rank for c in candidates)
-        fastest = [c for c in candidates if form[c.name].rank == rank]
-    return max(fastest, key=lambda c: c.parity.cosine if c.parity is not None else 0.0)
 
 
 def _why(candidate: Candidate) -> str:
-    if candidate.verdict == "slower":
+    if candidate.verdict in ("slower", "larger"):
         return f"asked for by name, though it has {candidate.reason}"
     return candidate.reason
 

@@ -3,35 +3,51 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
+from packager.passes.clean_up import CleanUp
 from packager.passes.int8_dynamic import Int8Dynamic
-from packager.passes.int8_static import WEIGHTED, Int8Static
+from packager.passes.int8_static import Int8Static
 from packager.passes.raise_opset import RaiseOpset
 from packager.passes.round_weights import RoundWeights
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from packager.passes.contract import Pass
     from packager.recipe import Compression
 
 PLAIN: Final = "fp32"
+CLEANED: Final = "cleaned"
+_RAISED: Final = RaiseOpset(least=13)
+# Graphs that compute the same: engines run one faster than the other.
+SHAPES: Final[Mapping[str, tuple[Pass, ...]]] = {
+    CLEANED: (CleanUp(),),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Form:
-    """One way to compress a cleaned model.
+    """One way to compress a model.
 
     Attributes:
-        name: The candidate's name, which a lock repeats.
+        name: The candidate's name.
         precision: The recipe's word that asks for it.
-        passes: In order.
+        shapes: Graphs that the passes may start from, of SHAPES; the fastest that applies is
+            taken, or where nothing is timed the first that does.
+        passes: After those of the shape, in order.
+        float_layers: Names of layers that go back to float once the passes are through.
+        source: The model it starts from: empty for the original, else a training variant's name.
         variant: It refines another form: where it does not apply it is not spoken of.
         rank: Where nothing can be timed, forms with the lowest rank are taken to be the fastest.
     """
 
     name: str
     precision: str
+    shapes: tuple[str, ...] = (CLEANED,)
     passes: tuple[Pass, ...] = ()
+    float_layers: tuple[str, ...] = ()
+    source: str = ""
     variant: bool = False
     rank: int = 0
 
@@ -40,40 +56,89 @@ class Form:
         """Tell whether it cannot be made without calibration data."""
         return any(step.needs_samples for step in self.passes)
 
+    @property
+    def shape(self) -> str:
+        """Return the graph that the passes start from."""
+        return self.shapes[0]
+
+    @property
+    def family(self) -> str:
+        """Return the name of the form in the table that this one comes from."""
+        return self.name if not self.float_layers else self.name.rpartition("-mixed")[0]
+
     def asked_by(self, precision: str) -> bool:
         """Tell whether a recipe's `precision` allows this form."""
         return precision in ("auto", self.name, self.precision) or (
             precision == "int8" and self.precision.startswith("int8")
         )
 
+    def with_float(self, layers: tuple[str, ...]) -> Form:
+        """Return the form with these layers in float."""
+        return replace(self, name=f"{self.family}-mixed-{len(layers)}", float_layers=layers)
 
-def forms(compression: Compression) -> tuple[Form, ...]:
-    """Return the forms that are tried, the plain one first."""
-    operators, raised = compression.op_types, RaiseOpset(least=13)
-    static = Int8Static(operators=operators)
-    found = [
-        Form(name=PLAIN, precision=PLAIN),
+    def to_lock(self) -> dict[str, Any]:
+        """Return what a lock needs to make the form again."""
+        return {
+            "precision": self.name,
+            "form": self.family,
+            "shape": self.shape,
+            "float_layers": list(self.float_layers),
+        }
+
+
+def table(compression: Compression, variants: tuple[str, ...] = ()) -> tuple[Form, ...]:
+    """Return the forms that are tried, the plain one first.
+
+    Args:
+        compression: What the recipe allows.
+        variants: Names of models that training made.
+    """
+    found = _forms(compression)
+    for variant in variants:
+        found += [
+            replace(form, name=_of_variant(variant, form.name), source=variant)
+            for form in _forms(compression)
+            if form.precision in (PLAIN, "int8-static") and not form.variant
+        ]
+    return tuple(found)
+
+
+def locked_form(forms: tuple[Form, ...], choice: Mapping[str, Any]) -> Form | None:
+    """Return the form that an earlier build chose, or None where there is none of that name."""
+    form = next((form for form in forms if form.name == choice.get("form")), None)
+    shape = choice.get("shape")
+    if form is None or shape not in form.shapes:
+        return None
+    layers = tuple(choice.get("float_layers", ()))
+    form = replace(form, shapes=(shape,))
+    return form.with_float(layers) if layers else form
+
+
+def _of_variant(variant: str, name: str) -> str:
+    return variant if name == PLAIN else f"{variant}-{name}"
+
+
+def _forms(compression: Compression) -> list[Form]:
+    static = Int8Static(operators=compression.op_types)
+    found = [Form(name=PLAIN, precision=PLAIN)]
+    found += [
+        Form(name=f"{PLAIN}-{shape}", precision=PLAIN, shapes=(shape,), variant=True)
+        for shape in SHAPES
+        if shape != CLEANED
+    ]
+    found += [
         Form(name="int8-dynamic", precision="int8-dynamic", passes=(Int8Dynamic(),), rank=2),
         Form(
             name="int8-static",
             precision="int8-static",
-            passes=(raised, RoundWeights(quantizer=static)),
+            passes=(_RAISED, RoundWeights(quantizer=static)),
         ),
+        # Rounding fits the weights to the calibration data, which may not be like what comes.
         Form(
-            name="int8-static-mixed",
+            name="int8-static-nearest",
             precision="int8-static",
-            passes=(raised, RoundWeights(quantizer=replace(static, float_layers=2))),
+            passes=(_RAISED, static),
             variant=True,
         ),
     ]
-    if not operators:
-        # Everything between the layers stays float: slower, and nearer to the original.
-        narrow = Form(
-            name="int8-static-layers",
-            precision="int8-static",
-            passes=(raised, RoundWeights(quantizer=replace(static, operators=WEIGHTED))),
-            variant=True,
-            rank=1,
-        )
-        found.append(narrow)
-    return tuple(found)
+    return found

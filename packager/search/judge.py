@@ -1,92 +1,67 @@
-"""Makes one candidate and passes the verdict on it: loads, parity with the original, latency."""
+"""Passes the verdict on one form: loads, parity with the original, metric, latency, gain."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-import os
-import platform
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from packager.artifact import Candidate, Latency, Parity
-from packager.checks.latency import alternate, open_session
+from packager.artifact import Candidate, Latency, Parity, Score
+from packager.checks.latency import alternate
 from packager.checks.parity import compare, contradiction
 from packager.console import human_size
-from packager.data import synthetic
-from packager.passes.clean_up import CleanUp
-from packager.passes.contract import PassContext, apply, first_line, tool_faults
-from packager.passes.graph import constant_sizes, op_types, strip_texts
+from packager.errors import UsageError
+from packager.passes.contract import first_line, tool_faults
+from packager.passes.graph import strip_texts
 from packager.passes.quantizer import constant_weights
+from packager.search.answers import Answers, Kept, finished, rows_of
+from packager.search.fit import is_attention
+from packager.search.maker import Made, Maker, NotMade
+from packager.search.table import joined
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
-
     from numpy.typing import NDArray
 
-    from packager.console import Reporter
+    from packager.checks.metrics import Measured
     from packager.data import Samples
-    from packager.model import Model
-    from packager.recipe import Compression
     from packager.search.forms import Form
-    from packager.target import Target
+    from packager.search.journal import Journal
+    from packager.search.setting import Setting
 
     Sample = dict[str, NDArray[Any]]
 
-HOLDOUT: Final = 0.3
-MOST_CALIBRATION: Final = 256
-MOST_COMPARISON: Final = 256
 ENOUGH_ROWS: Final = 20
 LEAST_CONFIDENCE: Final = 0.95
+SAME_ANSWERS: Final = 0.99
 # Seen: a CNN of 26 thousand weights runs slower in int8. Where nothing can be timed, models of
 # this size stay float.
 LEAST_WEIGHTS: Final = 50_000
-_SYNTHETIC_SAMPLES: Final = 8
-_PROBES: Final = 2
-_KEPT_BYTES: Final = 256 << 20
+_TIMED_S: Final = 6.0
+# For one that is out of the budget, or the original under another name: only the plot needs it.
+_GLANCE_S: Final = 1.0
 
 
-@dataclass(kw_only=True)
 class Judge:
-    """Everything the verdicts on one model and target have in common.
+    """Judges forms of one model on one setting; what was judged before is taken from the journal.
 
     Attributes:
-        data: Samples as the model itself takes them; None where the user gave none.
-        seed: For synthetic inputs in their place.
-        untimed: Why nothing is timed here; empty where candidates are timed.
+        maker: What makes their files.
+        evaluations: How often a candidate answered a whole set of samples so far.
     """
 
-    model: Model
-    target: Target
-    data: Samples | None
-    compression: Compression
-    threads: int
-    workdir: Path
-    reporter: Reporter
-    seed: int
-    untimed: str
-    _base: Any = field(default=None, init=False)
-    _base_notes: str = field(default="", init=False)
+    def __init__(self, setting: Setting, journal: Journal) -> None:
+        self._setting = setting
+        self._journal = journal
+        self._inputs = Kept(setting.comparison)
+        self._original = Kept(Answers(setting.model.path, self._inputs, setting.threads))
+        self._values: dict[str, Measured] = {}
+        self.maker = Maker(setting, self._inputs)  # type: ignore[arg-type]
+        self.evaluations = 0
 
-    def __post_init__(self) -> None:
-        if self.data is None:
-            self._calibration = None
-            self._comparison = synthetic(self.model.signature, _SYNTHETIC_SAMPLES, self.seed)
-        else:
-            calibration, comparison = self.data.split(HOLDOUT)
-            self._calibration = calibration[:MOST_CALIBRATION]
-            self._comparison = comparison[:MOST_COMPARISON]
-        self._inputs = _Kept(self._comparison)
-        self._original = _Kept(_Answers(self.model.path, self._inputs, self.threads))
-        self._context = PassContext(
-            target=self.target,
-            samples=self._calibration,
-            probes=[self._inputs[i] for i in range(min(_PROBES, len(self._inputs)))],
-            workdir=self.workdir,
-            reporter=self.reporter,
-            seed=self.seed,
-        )
+    @property
+    def compared_rows(self) -> int:
+        """How many rows candidates are compared on; those of a batch count each."""
+        return sum(rows_of(sample) for sample in self._inputs)
 
     def judge(self, form: Form, *, forced: bool) -> Candidate:
         """Make a candidate and return it with the verdict `passed`, or why not.
@@ -95,40 +70,138 @@ class Judge:
             form: How to make it.
             forced: The user asked for it by name: no rule of thumb leaves it out.
         """
+        known = self._journal.find(form)
+        if known is not None:
+            self._setting.reporter.note(f"{form.name}: judged before the interruption")
+            self.evaluations += known.parity is not None
+            return known
+        candidate = self._judged(form, forced=forced)
+        self._journal.keep(form, candidate)
+        return candidate
+
+    def confirm(self, candidate: Candidate) -> Candidate:
+        """Hold a candidate to the half of the evaluation data that had no part in the choice."""
+        setting = self._setting
+        if setting.confirmation is None or setting.metric is None or candidate.path is None:
+            return candidate
+        self.evaluations += 1
+        answers = Answers(candidate.path, setting.confirmation, setting.threads)
+        score = self._score(answers, "confirmation")
+        candidate = dataclasses.replace(candidate, confirmed=score)
+        if score.drop <= self.limit("confirmation"):
+            return candidate
+        reason = (
+            f"keeps the budget where it was chosen, and loses {score.drop:.4g} of {score.metric} "
+            f"on the other half of the data"
+        )
+        return dataclasses.replace(candidate, verdict="drifted", reason=reason)
+
+    def limit(self, part: str = "comparison") -> float:
+        """Return how much of the metric may be lost on a part of the data, in the metric's unit."""
+        drop = self._setting.max_drop
+        if drop is None:
+            return math.inf
+        return drop.value * abs(self._original_value(part)) if drop.relative else drop.value
+
+    def disagreements(self, candidate: Candidate, names: dict[str, Any]) -> list[dict[str, Any]]:
+        """Return the samples on which a candidate and the original differ most."""
+        from packager.checks.disagree import most_different
+
+        if candidate.path is None:
+            return []
+        answers = Answers(candidate.path, self._inputs, self._setting.threads)
+        return most_different(self._original, answers, self._setting.comparison.names, **names)
+
+    def feeds(self) -> Sample:
+        """Return one real sample to time on, as times can depend on the data; batch at 1."""
+        sample = self._inputs[0]
+        inputs = self._setting.model.signature.inputs
+        leading = {s.shape[0].name if s.shape else None for s in inputs}
+        if len(leading) == 1 and None not in leading:
+            return {name: array[:1] for name, array in sample.items()}
+        return sample
+
+    def _judged(self, form: Form, *, forced: bool) -> Candidate:
         import onnx
 
         blank = Candidate(name=form.name, path=None, size_bytes=0, verdict="skipped", reason="")
         reason = self._rule_of_thumb(form, forced=forced)
         if reason is not None:
             return dataclasses.replace(blank, reason=reason)
-        model, reports = apply(form.passes, self._cleaned(), self._context)
-        for report in reports:
-            if report.status == "left out" or (
-                report.status == "skipped" and report is reports[-1]
-            ):
-                verdict = "failed" if report.status == "left out" else "skipped"
-                return dataclasses.replace(blank, verdict=verdict, reason=report.reason)
-        path = self.workdir / f"{form.name}.onnx"
-        onnx.save(model, path)
-        made = dataclasses.replace(
+        made = self.maker.make(form)
+        if isinstance(made, NotMade):
+            return dataclasses.replace(blank, verdict=made.verdict, reason=made.reason)
+        path = self._setting.workdir / f"{form.name}.onnx"
+        onnx.save(made.model, path)
+        said = [] if self._setting.real else ["compared on made-up inputs"]
+        candidate = dataclasses.replace(
             blank,
             path=path,
             size_bytes=path.stat().st_size,
-            scheme=self.target.quantization.in_words() if form.passes else "",
-            reason="; ".join([*self._said(), *(n for report in reports for n in report.notes)]),
+            scheme=self._setting.target.quantization.in_words() if form.passes else "",
+            reason="; ".join([*said, *made.notes]),
         )
-        if not form.passes:
-            return self._judge_plain(made)
-        return self._held_to_latency(self._held_to_parity(made))
+        if form.precision == "fp32" and form.name == "fp32":
+            return self._judge_plain(candidate, made)
+        return self._held_to_gain(self._held_to_budget(candidate))
 
-    @property
-    def compared_rows(self) -> int:
-        """How many rows candidates are compared on; those of a batch count each."""
-        return sum(_rows(sample) for sample in self._inputs)
+    def _rule_of_thumb(self, form: Form, *, forced: bool) -> str | None:
+        setting = self._setting
+        if form.needs_samples and setting.calibration is None:
+            return "there is no calibration data: give a folder with `-c FOLDER`"
+        if form.passes and not forced:
+            base = self.maker.graph()
+            if isinstance(base, NotMade):
+                return None
+            if form.precision == "int8-static" and is_attention(base.model) and not form.rank:
+                return "attention loses too much to one fixed range per tensor: see int8-dynamic"
+            kinds = ("Conv", "Gemm", "MatMul", "Gather")
+            weights = sum(constant_weights(base.model, kinds).values())
+            if setting.untimed and 0 < weights < LEAST_WEIGHTS:
+                return f"{weights} weights are too few to gain unmeasured"
+        return None
 
-    def parity_of(self, path: Path) -> Parity | str:
-        """Return the parity of a file with the original, or why there is none."""
-        answers = _Answers(path, self._inputs, self.threads)
+    def _judge_plain(self, made: Candidate, cleaned: Made) -> Candidate:
+        # The clean-up is held to what it replaces as well; where it loses, the original stays.
+        judged = self._held_to_budget(made)
+        if judged.verdict == "passed" and not self._setting.untimed:
+            latency = self._time(made, max_seconds=_GLANCE_S)
+            slower = latency.confidence <= 1 - LEAST_CONFIDENCE and latency.speedup < 0.95
+            verdict = "slower" if slower else "passed"
+            judged = dataclasses.replace(judged, latency=latency, verdict=verdict)
+        if judged.verdict == "passed":
+            return dataclasses.replace(judged, reason="; ".join(cleaned.notes))
+        import onnx
+
+        original = onnx.load(self._setting.model.path)
+        strip_texts(original)
+        path = self._setting.workdir / "fp32.onnx"
+        onnx.save(original, path)
+        kept = dataclasses.replace(made, path=path, size_bytes=path.stat().st_size)
+        reason = f"the graph as it came, as the cleaned one {judged.reason or 'is slower'}"
+        judged = self._held_to_budget(kept)
+        # Whatever limits say, the original is as near to itself as it can be.
+        verdict = "failed" if judged.verdict == "failed" else "passed"
+        return dataclasses.replace(judged, verdict=verdict, reason=reason)
+
+    def _held_to_budget(self, made: Candidate) -> Candidate:
+        if made.path is None:
+            return made
+        self.evaluations += 1
+        answers = Kept(Answers(made.path, self._inputs, self._setting.threads))
+        parity = self._parity(answers)
+        if isinstance(parity, str):
+            return dataclasses.replace(made, verdict="failed", reason=parity)
+        made = dataclasses.replace(made, parity=parity)
+        if self._setting.metric is not None:
+            score = self._score(answers, "comparison")
+            made = dataclasses.replace(made, score=score)
+        reason = self._drift(made, parity)
+        if reason is not None:
+            return dataclasses.replace(made, verdict="drifted", reason=reason)
+        return dataclasses.replace(made, verdict="passed")
+
+    def _parity(self, answers: Kept) -> Parity | str:
         try:
             parity = compare(self._original, answers)
             if math.isinf(parity.max_abs):
@@ -137,90 +210,109 @@ class Judge:
             return f"it does not run: {first_line(fault)}"
         return parity
 
-    def _said(self) -> list[str]:
-        return ["compared on synthetic inputs"] if self.data is None else []
+    def _score(self, answers: Any, part: str) -> Score:
+        from packager.checks.metrics import drop
 
-    def _cleaned(self) -> Any:
-        if self._base is None:
-            import onnx
+        metric = self._metric
+        labels = self._labels(part)
+        original = self._original_value(part)
+        found = metric.measure(
+            finished(answers, self._setting.data.finish),
+            finished(self._references(part), self._setting.data.finish),
+            labels,
+        )
+        return Score(
+            metric=metric.name,
+            value=found.value,
+            original=original,
+            drop=drop(metric, original, found.value),
+            rows=found.rows,
+        )
 
-            original = onnx.load(self.model.path)
-            strip_texts(original)
-            self._base, reports = apply((CleanUp(),), original, self._context)
-            self._base_notes = "; ".join(note for report in reports for note in report.notes)
-        return self._base
+    def measured_original(self) -> Measured:
+        """Return what the metric says of the original on both halves of the evaluation data."""
+        parts = ["comparison", *(["confirmation"] if self._setting.confirmation else [])]
+        found = [self._original_measured(part) for part in parts]
+        rows = sum(measured.rows for measured in found)
+        first = found[0]
+        step = first.step * first.rows / rows if first.step is not None else None
+        value = sum(measured.value * measured.rows for measured in found) / rows
+        return dataclasses.replace(first, value=value, rows=rows, step=step)
 
-    def _rule_of_thumb(self, form: Form, *, forced: bool) -> str | None:
-        if form.needs_samples and self._calibration is None:
-            return "there is no calibration data: give a folder with `-c FOLDER`"
-        if form.passes and not forced:
-            model = self._cleaned()
-            if form.needs_samples and is_attention(model):
-                return "attention loses too much to one fixed range per tensor: see int8-dynamic"
-            weights = sum(constant_weights(model, ("Conv", "Gemm", "MatMul", "Gather")).values())
-            if self.untimed and 0 < weights < LEAST_WEIGHTS:
-                return f"{weights} weights are too few to gain unmeasured"
-        return None
+    def _original_value(self, part: str) -> float:
+        return self._original_measured(part).value
 
-    def _judge_plain(self, made: Candidate) -> Candidate:
-        # The clean-up is held to what it replaces as well; where it loses, the original stays.
-        judged = self._held_to_parity(made)
-        if judged.verdict == "passed" and not self.untimed:
-            latency = self._time(made, max_seconds=1.0)
-            if latency is not None:
-                judged = dataclasses.replace(judged, latency=latency)
-                slower = latency.confidence <= 1 - LEAST_CONFIDENCE and latency.speedup < 0.95
-                judged = dataclasses.replace(judged, verdict="slower" if slower else "passed")
-        if judged.verdict == "passed" and made.path is not None:
-            return dataclasses.replace(judged, reason=self._base_notes)
-        import onnx
+    def _original_measured(self, part: str) -> Measured:
+        if part not in self._values:
+            finish = self._setting.data.finish
+            answers = (finished(self._references(part), finish) for _ in range(2))
+            found = self._metric.measure(*answers, self._labels(part))
+            if not math.isfinite(found.value):
+                raise UsageError(f"`{self._metric.name}` of the original model is {found.value}")
+            self._values[part] = found
+        return self._values[part]
 
-        original = onnx.load(self.model.path)
-        strip_texts(original)
-        path = self.workdir / "fp32.onnx"
-        onnx.save(original, path)
-        kept = dataclasses.replace(made, path=path, size_bytes=path.stat().st_size)
-        reason = f"the graph as it came, as the cleaned one {judged.reason or 'is slower'}"
-        judged = self._held_to_parity(kept)
-        # Whatever limits say, the original is as near to itself as it can be.
-        verdict = "failed" if judged.verdict == "failed" else "passed"
-        return dataclasses.replace(judged, verdict=verdict, reason=reason)
+    def _references(self, part: str) -> Any:
+        if part == "comparison":
+            return self._original
+        return Answers(self._setting.model.path, self._part(part), self._setting.threads)
 
-    def _held_to_parity(self, made: Candidate) -> Candidate:
-        if made.path is None:
-            return made
-        parity = self.parity_of(made.path)
-        if isinstance(parity, str):
-            return dataclasses.replace(made, verdict="failed", reason=parity)
-        reason = self._drift(parity)
-        if reason is not None:
-            return dataclasses.replace(made, verdict="drifted", reason=reason, parity=parity)
-        return dataclasses.replace(made, verdict="passed", parity=parity)
+    def _labels(self, part: str) -> Any:
+        return self._part(part).labels
 
-    def _drift(self, parity: Parity) -> str | None:
-        limits = self.compression
-        if parity.cosine < limits.min_cosine:
-            return f"cosine {parity.cosine:.4f} is below {limits.min_cosine:g}"
+    def _part(self, part: str) -> Samples:
+        found = self._setting.comparison if part == "comparison" else self._setting.confirmation
+        if found is None:
+            raise ValueError(f"there is no {part} data")
+        return found
+
+    @property
+    def _metric(self) -> Any:
+        return self._setting.metric
+
+    def _drift(self, made: Candidate, parity: Parity) -> str | None:
+        limits = self._setting.compression
         agreement = parity.top1_agreement
         # The largest score of a made-up input means nothing: only real data counts.
-        enough = self.data is not None and self.compared_rows >= ENOUGH_ROWS
+        enough = self._setting.real and self.compared_rows >= ENOUGH_ROWS
+        if made.score is not None:
+            if made.score.drop > self.limit():
+                lost = f"{made.score.metric} falls by {made.score.drop:.4g}"
+                return f"{lost}, more than {self.limit():.4g}"
+        elif parity.cosine < limits.min_cosine and not (
+            agreement is not None and enough and agreement >= SAME_ANSWERS
+        ):
+            return f"cosine {parity.cosine:.4f} is below {limits.min_cosine:g}"
         if agreement is not None and enough and agreement < limits.min_agreement:
             return f"top-1 agreement {agreement:.1%} is below {limits.min_agreement:.1%}"
-        floats = any("float" in spec.dtype for spec in self.model.signature.outputs)
+        floats = any("float" in spec.dtype for spec in self._setting.model.signature.outputs)
         if not parity.exact and not floats:
             return "an integer or string output changed"
         return None
 
-    def _held_to_latency(self, judged: Candidate) -> Candidate:
-        if judged.verdict != "passed":
+    def _held_to_gain(self, judged: Candidate) -> Candidate:
+        """Ship nothing that gains nothing: not faster, or not smaller where size is wanted."""
+        objective = self._setting.compression.objective
+        original_bytes = self._setting.model.path.stat().st_size
+        passed = judged.verdict == "passed"
+        if passed and objective != "latency" and judged.size_bytes >= original_bytes:
+            reason = f"{human_size(judged.size_bytes)} is not smaller than the original"
+            judged = dataclasses.replace(judged, verdict="larger", reason=reason)
+        if judged.verdict == "failed":
             return judged
-        if self.untimed:
-            return dataclasses.replace(judged, reason=_joined(judged.reason, self.untimed))
-        latency = self._time(judged)
-        if latency is None:
-            return judged
+        if self._setting.untimed:
+            reason = joined(judged.reason, self._setting.untimed) if passed else judged.reason
+            return dataclasses.replace(judged, reason=reason)
+        latency = self._time(judged, max_seconds=_TIMED_S if passed else _GLANCE_S)
         judged = dataclasses.replace(judged, latency=latency)
-        if latency.speedup <= 1.0 or latency.confidence < LEAST_CONFIDENCE:
+        if judged.verdict != "passed" or objective == "size":
+            return judged
+        gain, confidence = latency.speedup, latency.confidence
+        if objective == "balanced":
+            # Slower is allowed where size makes up for it; only a sure loss on the whole is none.
+            gain = latency.speedup * original_bytes / judged.size_bytes
+            confidence = 1.0 if gain > 1 else 0.0
+        if gain <= 1.0 or confidence < LEAST_CONFIDENCE:
             reason = (
                 f"{latency.speedup:.2f} × the original's speed "
                 f"(confidence of a gain {latency.confidence:.0%})"
@@ -228,133 +320,10 @@ class Judge:
             return dataclasses.replace(judged, verdict="slower", reason=reason)
         return judged
 
-    def _time(self, made: Candidate, *, max_seconds: float = 6.0) -> Latency | None:
+    def _time(self, made: Candidate, *, max_seconds: float) -> Latency:
         if made.path is None:
-            return None
-        feeds = self._single()
+            raise ValueError("there is no file to time")
         return alternate(
-            self.model.path, made.path, feeds, self.threads, max_seconds=max_seconds,
-            target_confidence=LEAST_CONFIDENCE,
+            self._setting.model.path, made.path, self.feeds(), self._setting.threads,
+            max_seconds=max_seconds, target_confidence=LEAST_CONFIDENCE,
         )  # fmt: skip
-
-    def _single(self) -> Sample:
-        # A real sample, as times can depend on the data; of a batch only the first entry.
-        sample = self._inputs[0]
-        leading = {s.shape[0].name if s.shape else None for s in self.model.signature.inputs}
-        if len(leading) == 1 and None not in leading:
-            return {name: array[:1] for name, array in sample.items()}
-        return sample
-
-
-def is_attention(model: Any) -> bool:
-    """Tell whether a graph is mostly a transformer.
-
-    It multiplies computed matrices, takes a Softmax, and its convolutions hold fewer weights than
-    its matrix products.
-    """
-    constants = constant_sizes(model).keys()
-    products = [node for node in model.graph.node if node.op_type == "MatMul"]
-    computed = any(not set(node.input) & constants for node in products)
-    convolutions = sum(constant_weights(model, ("Conv",)).values())
-    weights = sum(constant_weights(model, ("MatMul", "Gemm")).values())
-    attention = (computed and "Softmax" in op_types(model)) or "Attention" in op_types(model)
-    return attention and convolutions <= weights
-
-
-def is_this_machine(target: Target) -> bool:
-    """Tell whether this machine has the target's architecture and processor features."""
-    flags = _host_flags()
-    some = target.cpu_features_any
-    return (
-        platform.machine() == target.arch
-        and set(target.cpu_features_all) <= flags
-        and (not some or bool(set(some) & flags))
-    )
-
-
-def host_level() -> str:
-    """Return what a search's outcome depends on here: architecture, kernels and cores."""
-    kernels = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "asimddp")
-    flags = _host_flags()
-    found = [kernel for kernel in kernels if kernel in flags]
-    return " ".join([platform.machine(), *found, f"{os.cpu_count()} cores"])
-
-
-def _host_flags() -> set[str]:
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:
-        return set()
-    return {
-        word
-        for line in text.splitlines()
-        if line.partition(":")[0].strip() in {"flags", "Features"}
-        for word in line.partition(":")[2].split()
-    }
-
-
-def describe(candidate: Candidate) -> str:
-    """Return a candidate, its figures and its verdict as one line."""
-    parts = [candidate.verdict]
-    if candidate.path is not None:
-        parts.append(human_size(candidate.size_bytes))
-    if candidate.parity is not None:
-        parts.append(f"cosine {candidate.parity.cosine:.4f}")
-        if candidate.parity.top1_agreement is not None:
-            parts.append(f"top-1 agreement {candidate.parity.top1_agreement:.1%}")
-    if candidate.latency is not None:
-        parts.append(
-            f"{candidate.latency.p50_ms:.2f} ms, {candidate.latency.speedup:.2f} × as fast"
-        )
-    return f"{candidate.name}: " + _joined(", ".join(parts), candidate.reason)
-
-
-class _Answers:
-    """The outputs of a file for a sequence of inputs, computed anew at each pass over them."""
-
-    def __init__(self, path: Path, inputs: Iterable[Sample], threads: int) -> None:
-        self._path = path
-        self._inputs = inputs
-        self._threads = threads
-
-    def __iter__(self) -> Iterator[Sample]:
-        session = open_session(self._path, self._threads)
-        names = [output.name for output in session.get_outputs()]
-        for sample in self._inputs:
-            yield dict(zip(names, session.run(names, dict(sample)), strict=True))
-
-
-class _Kept:
-    """A sequence whose first entries are kept in memory, as far as a limit in bytes allows."""
-
-    def __init__(self, source: Any) -> None:
-        self._source = source
-        self._kept: list[Sample] | None = None
-
-    def __iter__(self) -> Iterator[Sample]:
-        if self._kept is not None:
-            yield from self._kept
-            return
-        kept: list[Sample] | None = []
-        size = 0
-        for sample in self._source:
-            size += sum(array.nbytes for array in sample.values())
-            if kept is not None:
-                kept.append(sample)
-                kept = kept if size <= _KEPT_BYTES else None
-            yield sample
-        self._kept = kept
-
-    def __len__(self) -> int:
-        return len(self._source)
-
-    def __getitem__(self, index: int) -> Sample:
-        return self._kept[index] if self._kept is not None else self._source[index]
-
-
-def _rows(sample: Sample) -> int:
-    return max((array.shape[0] if array.ndim else 1 for array in sample.values()), default=1)
-
-
-def _joined(first: str, second: str) -> str:
-    return f"{first}; {second}" if first and second else first or second

@@ -15,10 +15,12 @@ from packager.artifact import Candidate, Latency, Parity
 from packager.checks.latency import open_session
 from packager.errors import BudgetMissed, UsageError
 from packager.recipe import Compression
-from packager.search import choose as search
-from packager.search.choose import as_table, choose
-from packager.search.forms import forms
-from packager.search.judge import is_attention, is_this_machine
+from packager.search.choose import choose
+from packager.search.fit import is_attention, is_this_machine
+from packager.search.forms import PLAIN, Form, table
+from packager.search.front import pick, with_front
+from packager.search.setting import SearchData
+from packager.search.table import as_table
 from packager.target import find_target
 
 if TYPE_CHECKING:
@@ -32,15 +34,15 @@ ELSEWHERE, HERE = "cpu-arm64", "cpu-x86_64"
 @pytest.fixture
 def run(tmp_path: Path, notes: Any) -> Callable[..., dict[str, Candidate]]:
     def call(
-        model: Model, samples: Any = None, *, target: str = ELSEWHERE, locked: str | None = None,
+        model: Model, samples: Any = None, *, target: str = ELSEWHERE, locked: Any = None,
         folder: str = "search", **compression: Any,
     ) -> dict[str, Candidate]:  # fmt: skip
         workdir = tmp_path / folder
-        workdir.mkdir()
+        workdir.mkdir(exist_ok=True)
         found = choose(
-            model, find_target(target), samples, Compression(**compression),
+            model, find_target(target), SearchData(calibration=samples), Compression(**compression),
             locked=locked, threads=1, workdir=workdir, reporter=notes,
-        )  # fmt: skip
+        ).candidates  # fmt: skip
         assert [c.verdict for c in found].count("chosen") == 1
         return {c.name: c for c in found}
 
@@ -71,9 +73,7 @@ def test_for_another_machine_the_targets_order_decides_unmeasured(
     assert verdicts(found) == {
         "fp32": "passed",
         "int8-dynamic": "skipped",
-        "int8-static": "passed",
-        "int8-static-mixed": "chosen",
-        "int8-static-layers": "passed",
+        "int8-static": "chosen",
     }
     best = next(c for c in found.values() if c.verdict == "chosen")
     assert best.latency is None
@@ -105,8 +105,8 @@ def test_without_data_nothing_is_quantized_statically_and_the_reason_says_what_t
     assert found["int8-static"].reason == (
         "there is no calibration data: give a folder with `-c FOLDER`"
     )
-    assert found["int8-dynamic"].reason.startswith("compared on synthetic inputs")
-    assert notes.said[0] == "there is no data: candidates are compared on synthetic inputs"
+    assert found["int8-dynamic"].reason.startswith("compared on made-up inputs")
+    assert notes.said[0] == "there is no data: candidates are compared on made-up inputs"
 
 
 def test_a_candidate_that_drifts_is_not_chosen(
@@ -157,8 +157,7 @@ def test_a_precision_asked_for_is_taken_alone(
 ) -> None:
     model = make_cnn(layers=3)
     found = run(model, make_samples(model), precision="int8-static")
-    assert set(found) == {"fp32", "int8-static", "int8-static-layers"}
-    assert verdicts(found)["fp32"] == "passed"
+    assert verdicts(found) == {"fp32": "passed", "int8-static": "chosen"}
 
 
 def test_plain_is_taken_where_asked(
@@ -175,7 +174,7 @@ def test_a_precision_asked_for_that_drifts_misses_the_budget_with_the_table(
     with pytest.raises(BudgetMissed) as caught:
         run(model, make_samples(model), precision="int8-static", min_cosine=0.9999999)
     assert caught.value.exit_code == 7
-    assert "`int8-static` does not keep the limits" in caught.value.message
+    assert "`int8-static` does not keep the budget" in caught.value.message
     assert "drifted" in caught.value.message
     assert "candidate" in caught.value.message
 
@@ -197,26 +196,55 @@ def test_a_lock_repeats_the_choice_and_its_bytes(
     model = make_cnn(layers=10, channels=64)
     first = run(model, make_samples(model, 30))
     best = next(c for c in first.values() if c.verdict == "chosen")
-    again = run(model, make_samples(model, 30), locked=best.name, folder="again", target=HERE)
+    lock = {"precision": "int8-static", "form": "int8-static", "shape": "cleaned",
+            "float_layers": []}  # fmt: skip
+    again = run(model, make_samples(model, 30), locked=lock, folder="again", target=HERE)
     assert list(again) == [best.name]
     assert again[best.name].latency is None
-    same_target = run(model, make_samples(model, 30), locked=best.name, folder="same")
+    same_target = run(model, make_samples(model, 30), locked=lock, folder="same")
     assert digest(same_target[best.name]) == digest(best)
 
 
-def test_every_locked_form_comes_out_as_in_the_whole_search(
+def test_a_lock_repeats_the_layers_that_stay_float(
     run: Callable, make_cnn: Callable, make_samples: Callable
 ) -> None:
     model = make_cnn(layers=10, channels=64)
-    whole = run(model, make_samples(model, 30))
-    for name in ("fp32", "int8-static", "int8-static-mixed", "int8-static-layers"):
-        alone = run(model, make_samples(model, 30), locked=name, folder=f"alone-{name}")
-        assert digest(alone[name]) == digest(whole[name])
+    plain = next(f for f in table(Compression()) if f.name == "int8-static")
+    cleaned = run(model, make_samples(model, 30), precision="fp32")["fp32"].path
+    layers = tuple(n.name for n in onnx.load(cleaned).graph.node if n.op_type == "Conv")[:2]
+    lock = plain.with_float(layers).to_lock()
+    first = run(model, make_samples(model, 30), locked=lock, folder="a")
+    second = run(model, make_samples(model, 30), locked=lock, folder="b")
+    (name,) = first
+    assert name == "int8-static-mixed-2"
+    assert digest(first[name]) == digest(second[name])
+    weights = {t.name: t.data_type for t in onnx.load(first[name].path).graph.initializer}
+    assert list(weights.values()).count(onnx.TensorProto.INT8) == 8
 
 
 def test_an_unknown_lock_is_refused(run: Callable, make_cnn: Callable) -> None:
     with pytest.raises(UsageError, match="there is no candidate `int3`"):
-        run(make_cnn(), locked="int3")
+        run(make_cnn(), locked={"precision": "int3", "form": "int3", "shape": "cleaned"})
+
+
+def test_an_interrupted_search_goes_on_where_it_stopped(
+    run: Callable, make_cnn: Callable, make_samples: Callable, notes: Any
+) -> None:
+    model = make_cnn(layers=10, channels=64)
+    first = run(model, make_samples(model, 30))
+    folder = first["fp32"].path.parent
+    lines = (folder / "journal.jsonl").read_bytes().splitlines(keepends=True)
+    # A cut in the middle of a line, and a file that is no longer what was judged.
+    (folder / "journal.jsonl").write_bytes(b"".join(lines[:-1]) + lines[-1][:20])
+    first["fp32"].path.write_bytes(b"damaged")
+    notes.said.clear()
+    again = run(model, make_samples(model, 30))
+    assert verdicts(again) == verdicts(first)
+    assert {n: digest(c) for n, c in again.items() if c.path} == {
+        n: digest(c) for n, c in first.items() if c.path
+    }
+    resumed = [text.partition(":")[0] for text in notes.said if "interruption" in text]
+    assert resumed == ["int8-dynamic"]
 
 
 def test_a_quantized_model_passes_through_as_it_came(
@@ -317,12 +345,17 @@ def made(name: str, verdict: str, speedup: float | None, cosine: float = 0.995) 
         ),
         ([made("fp32", "passed", 1.0), made("int8-static", "slower", 0.9)], "int8", "int8-static"),
         ([made("fp32", "passed", 1.0), made("int8-static", "drifted", None)], "int8", None),
+        ([made("fp32", "passed", 1.0), made("int8-static", "passed", 2.0)], "fp32", "fp32"),
     ],
 )
 def test_the_fastest_wins_and_among_equals_the_nearest(
     candidates: Sequence[Candidate], asked: str, best: str | None
 ) -> None:
-    found = search._best(candidates, forms(Compression()), find_target(HERE), asked)
+    known = {
+        c.name: Form(name=c.name, precision="fp32" if c.name == PLAIN else "int8-static")
+        for c in candidates
+    }
+    found = pick(asked, candidates, known, find_target(HERE), objective="latency", original_bytes=9)
     assert (found.name if found else None) == best
 
 
@@ -336,7 +369,7 @@ def test_the_table_shows_every_figure() -> None:
 
 def test_a_machine_is_the_target_only_with_its_features(monkeypatch: pytest.MonkeyPatch) -> None:
     flags = {"avx2", "fma"}
-    monkeypatch.setattr("packager.search.judge._host_flags", lambda: flags)
+    monkeypatch.setattr("packager.search.fit._host_flags", lambda: flags)
     assert is_this_machine(find_target("cpu-x86_64"))
     assert not is_this_machine(find_target("cpu-x86_64-vnni"))
     assert not is_this_machine(find_target("cpu-arm64"))
@@ -363,3 +396,32 @@ def test_a_candidate_that_gives_no_number_has_failed(
     assert found["int8-dynamic"].verdict == "failed"
     assert "holds NaN" in found["int8-dynamic"].reason
     assert found["int8-dynamic"].path is None
+
+
+@pytest.mark.parametrize(
+    ("objective", "best"), [("latency", "fast"), ("size", "small"), ("balanced", "even")]
+)
+def test_each_objective_has_its_own_best(objective: str, best: str) -> None:
+    candidates = [
+        dataclasses.replace(made("fast", "passed", 2.0), size_bytes=90),
+        dataclasses.replace(made("small", "passed", 0.8), size_bytes=20),
+        dataclasses.replace(made("even", "passed", 1.7), size_bytes=30),
+    ]
+    known = {c.name: Form(name=c.name, precision="int8-static") for c in candidates}
+    found = pick(
+        "auto", candidates, known, find_target(HERE), objective=objective, original_bytes=100
+    )
+    assert found is not None
+    assert found.name == best
+
+
+def test_the_front_leaves_out_what_another_beats_in_everything(tmp_path: Path) -> None:
+    def at(name: str, size: int, speedup: float, cosine: float) -> Candidate:
+        found = made(name, "passed", speedup, cosine)
+        return dataclasses.replace(found, path=tmp_path / name, size_bytes=size)
+
+    found = with_front((
+        at("original", 100, 1.0, 1.0), at("better", 25, 2.0, 0.99), at("beaten", 30, 1.9, 0.98),
+        at("small", 10, 0.5, 0.9), made("failed", "failed", None),
+    ))  # fmt: skip
+    assert [c.name for c in found if c.on_front] == ["original", "better", "small"]

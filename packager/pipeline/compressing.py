@@ -1,0 +1,193 @@
+"""The search as a stage: kept by the digest of its inputs, and going on after an interruption."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from packager.manifest import sha256_file
+from packager.pipeline.cache import stage_key
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from packager.artifact import Artifact
+    from packager.console import Reporter
+    from packager.data import Samples
+    from packager.model import Model
+    from packager.pipeline.cache import StageCache
+    from packager.pipeline.stages import Data
+    from packager.recipe import Recipe
+    from packager.search.outcome import Outcome
+    from packager.search.setting import SearchData
+    from packager.target import Target
+
+_RESULT: Final = "result.json"
+
+
+def compress_stage(
+    recipe: Recipe,
+    target: Target,
+    model: Model,
+    data: Data,
+    *,
+    locked: Mapping[str, Any] | None,
+    cache: StageCache,
+    work: Path,
+    reporter: Reporter,
+) -> tuple[Artifact, Outcome]:
+    """Search the candidates for a target, or take a finished search, and build the artifact.
+
+    Args:
+        recipe: Data sources apart, everything the search is told.
+        target: What it is made for.
+        model: The imported original.
+        data: As clients send it.
+        locked: What an earlier build chose.
+        cache: Finished and interrupted searches.
+        work: A folder that is gone afterwards.
+        reporter: Is told what happens.
+    """
+    from packager.backends.onnxruntime import build
+    from packager.search.choose import choose
+    from packager.search.outcome import Outcome
+
+    key = search_key(recipe, target, model, data, locked=locked)
+    folder = cache.find(key)
+    if folder is not None:
+        reporter.stage(f"compress for {target.name}: already done")
+    else:
+        with _search_folder(cache, key, work) as search:
+            outcome = choose(
+                model,
+                target,
+                _search_data(recipe, model, data),
+                recipe.compress,
+                locked=locked,
+                threads=target.threads,
+                workdir=search,
+                reporter=reporter,
+                seed=recipe.seed,
+            )
+            (search / _RESULT).write_text(json.dumps(outcome.to_wire()), encoding="utf-8")
+            folder = cache.keep(key, search)
+    wire = json.loads((folder / _RESULT).read_text(encoding="utf-8"))
+    outcome = Outcome.from_wire(wire, folder)
+    artifact_folder = work / "artifact"
+    artifact_folder.mkdir()
+    artifact = build(
+        model, outcome.candidates, target=target, recipe=recipe, workdir=artifact_folder
+    )
+    return _with_transforms(artifact, recipe, data.calibration, reporter), outcome
+
+
+def search_key(
+    recipe: Recipe,
+    target: Target,
+    model: Model,
+    data: Data,
+    *,
+    locked: Mapping[str, Any] | None,
+) -> str:
+    """Return the digest of everything that a search's outcome depends on."""
+    from packager.search.fit import host_level
+
+    return stage_key(
+        "compress",
+        model=sha256_file(model.path),
+        signature=model.signature.to_json(),
+        quantized=model.quantized,
+        arch=target.arch,
+        engine=target.engine,
+        precisions=target.precisions,
+        scheme=target.quantization,
+        threads=target.threads,
+        calibration=_digest(data.calibration),
+        evaluation=_digest(data.evaluation),
+        images={name: dataclasses.replace(i, labels=None) for name, i in recipe.images.items()},
+        audio=recipe.audio,
+        columns=recipe.columns,
+        text=recipe.text,
+        outputs=recipe.outputs,
+        boxes=recipe.boxes,
+        compress=recipe.compress,
+        metric=_function_digest(recipe.compress.metric),
+        train=recipe.train,
+        seed=recipe.seed,
+        locked=locked,
+        host=host_level(),
+    )
+
+
+def _search_data(recipe: Recipe, model: Model, data: Data) -> SearchData:
+    from packager.passes.inputs import prepare
+    from packager.passes.outputs import finisher
+    from packager.search.setting import SearchData
+
+    def prepared(samples: Samples | None) -> Samples | None:
+        return prepare(samples, recipe, model.signature) if samples is not None else None
+
+    return SearchData(
+        calibration=prepared(data.calibration),
+        evaluation=prepared(data.evaluation),
+        finish=finisher(recipe, model.signature),
+        alphabet=_alphabet(recipe),
+    )
+
+
+def _alphabet(recipe: Recipe) -> tuple[str, ...]:
+    """Return the names of the classes, the first that the recipe gives for an output or input."""
+    files = [
+        *(o.labels for o in recipe.outputs.values()),
+        *(i.labels for i in recipe.images.values()),
+    ]
+    for file in filter(None, files):
+        return tuple(file.read_text(encoding="utf-8").splitlines())
+    return ()
+
+
+def _digest(samples: Samples | None) -> str | None:
+    return samples.digest if samples is not None else None
+
+
+def _function_digest(word: str) -> str:
+    """Return the digest of a user's file behind `file.py:function`; of what it imports, nothing."""
+    file, _, function = word.rpartition(":")
+    return f"{sha256_file(Path(file))}:{function}" if file.endswith(".py") else word
+
+
+@contextlib.contextmanager
+def _search_folder(cache: StageCache, key: str, work: Path) -> Iterator[Path]:
+    """Give the folder where this very search may have been interrupted before.
+
+    Where another process is at the same search, the folder is one of our own.
+    """
+    folder = cache.unfinished(key)
+    with (folder.parent / f"{key}.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            folder = work / "search"
+        folder.mkdir(exist_ok=True)
+        yield folder
+    # A lock that another process just opened is no loss: it finds the finished stage.
+    (folder.parent / f"{key}.lock").unlink(missing_ok=True)
+
+
+def _with_transforms(
+    artifact: Artifact, recipe: Recipe, samples: Samples | None, reporter: Reporter
+) -> Artifact:
+    """Compare the compiled pre-processing with the training transform where both can be had."""
+    from packager.passes.inputs import check_transforms
+
+    found = check_transforms(recipe, samples) if samples is not None else {}
+    for name, parity in found.items():
+        reporter.note(
+            f"`{name}`: the compiled pre-processing is within {parity['max_abs']:.4g} of the "
+            f"training transform on {parity['photos']} photos"
+        )
+    return dataclasses.replace(artifact, facts={**artifact.facts, "image_parity": found})

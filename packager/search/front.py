@@ -1,0 +1,130 @@
+"""The Pareto front of size, latency and quality, and the choice on it."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Final
+
+from packager.search.forms import PLAIN
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from packager.artifact import Candidate
+    from packager.search.forms import Form
+    from packager.target import Target
+
+# Figures this near are equal: a noisy machine measures such gaps between equal files.
+_SAME_SPEED: Final = 0.9
+_SAME_SIZE: Final = 1.02
+
+
+def loss_of(candidate: Candidate) -> float:
+    """Return how much worse than the original it is: in the metric, else 1 - cosine."""
+    if candidate.score is not None:
+        return candidate.score.drop
+    return 1.0 - candidate.parity.cosine if candidate.parity is not None else 0.0
+
+
+def relative_time(candidate: Candidate) -> float:
+    """Return its time as a share of the original's; 1 where it was not timed."""
+    return 1.0 / candidate.latency.speedup if candidate.latency is not None else 1.0
+
+
+def with_front(candidates: Sequence[Candidate]) -> tuple[Candidate, ...]:
+    """Mark the candidates than which no other is better in size, time and quality at once.
+
+    Only those that load and were compared take part, whether they keep the budget or not.
+    """
+    measured = [c for c in candidates if c.path is not None and c.parity is not None]
+    points = {c.name: (c.size_bytes, relative_time(c), loss_of(c)) for c in measured}
+
+    def beaten(name: str) -> bool:
+        mine = points[name]
+        return any(
+            other != mine and all(a <= b for a, b in zip(other, mine, strict=True))
+            for other in points.values()
+        )
+
+    on_front = {name for name in points if not beaten(name)}
+    return tuple(dataclasses.replace(c, on_front=c.name in on_front) for c in candidates)
+
+
+def pick(
+    asked: str,
+    found: Sequence[Candidate],
+    forms: Mapping[str, Form],
+    target: Target,
+    *,
+    objective: str,
+    original_bytes: int,
+) -> Candidate | None:
+    """Return the best candidate of the precision asked for, or None where none keeps the budget.
+
+    Args:
+        asked: The recipe's precision. One asked for by name may gain nothing: that is said, not
+            refused.
+        found: Every candidate with its verdict.
+        forms: By candidate name.
+        target: Its order of precisions decides where nothing was timed.
+        objective: `latency`, `size` or `balanced`.
+        original_bytes: Size of the original.
+    """
+    passed = [c for c in found if c.verdict == "passed"]
+    if asked == PLAIN:
+        passed = [c for c in passed if forms[c.name].precision == PLAIN]
+    elif asked != "auto":
+        compressed = [c for c in found if forms[c.name].precision != PLAIN]
+        passed = [c for c in compressed if c.verdict == "passed"] or [
+            c for c in compressed if c.verdict in ("slower", "larger")
+        ]
+    return best_of(passed, forms, target, objective=objective, original_bytes=original_bytes)
+
+
+def best_of(
+    passed: Sequence[Candidate],
+    forms: Mapping[str, Form],
+    target: Target,
+    *,
+    objective: str,
+    original_bytes: int,
+) -> Candidate | None:
+    """Return the candidate that is best at the objective; among equals the nearest to the original.
+
+    Args:
+        passed: Candidates inside the budget.
+        forms: By candidate name.
+        target: Its order of precisions decides where nothing was timed.
+        objective: `latency`, `size` or `balanced` (the product of relative size and time).
+        original_bytes: Size of the original.
+    """
+    if not passed:
+        return None
+    if objective == "size":
+        least = min(c.size_bytes for c in passed)
+        return _nearest([c for c in passed if c.size_bytes <= least * _SAME_SIZE])
+    if all(c.latency is None for c in passed):
+        return _by_precision(passed, forms, target)
+    timed = [c for c in passed if c.latency is not None]
+
+    def cost(candidate: Candidate) -> float:
+        time = relative_time(candidate)
+        return time if objective == "latency" else time * candidate.size_bytes / original_bytes
+
+    least_cost = min(cost(c) for c in timed)
+    return _nearest([c for c in timed if cost(c) * _SAME_SPEED <= least_cost])
+
+
+def _nearest(candidates: Sequence[Candidate]) -> Candidate:
+    return min(candidates, key=lambda c: (loss_of(c), c.size_bytes, c.name))
+
+
+def _by_precision(
+    passed: Sequence[Candidate], forms: Mapping[str, Form], target: Target
+) -> Candidate:
+    for wanted in target.precisions:
+        group = [c for c in passed if forms[c.name].precision.startswith(wanted)]
+        if group:
+            rank = min(forms[c.name].rank for c in group)
+            return _nearest([c for c in group if forms[c.name].rank == rank])
+    return _nearest(passed)

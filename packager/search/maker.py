@@ -1,0 +1,132 @@
+"""Makes the file of a form: the graph's shape, the passes, the layers that go back to float."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from packager.passes.contract import PassContext, apply
+from packager.passes.graph import strip_texts
+from packager.passes.quantizer import name_nodes
+from packager.passes.raise_opset import RaiseOpset
+from packager.passes.revert_layers import revert_layers
+from packager.search.forms import CLEANED, SHAPES
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from packager.passes.contract import Pass, PassReport
+    from packager.search.forms import Form
+    from packager.search.setting import Setting
+
+_PROBES: Final = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Made:
+    """A model that passes made.
+
+    Attributes:
+        model: `onnx.ModelProto`.
+        reference: The float graph that the compressing passes were given.
+        notes: What the passes told.
+    """
+
+    model: Any
+    reference: Any
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class NotMade:
+    """Why there is no file: a verdict, `failed` or `skipped`, and its reason."""
+
+    verdict: str
+    reason: str
+
+
+class Maker:
+    """Makes forms of one model, keeping what several of them have in common."""
+
+    def __init__(self, setting: Setting, probes: Sequence[Any]) -> None:
+        self._setting = setting
+        self._shapes: dict[tuple[str, str], Made | NotMade] = {}
+        self._made: dict[tuple[Any, ...], Made | NotMade] = {}
+        self._context = PassContext(
+            target=setting.target,
+            samples=setting.calibration,
+            probes=[probes[i] for i in range(min(_PROBES, len(probes)))],
+            workdir=setting.workdir,
+            reporter=setting.reporter,
+            seed=setting.seed,
+        )
+
+    @property
+    def context(self) -> PassContext:
+        """Return what the passes are given."""
+        return self._context
+
+    def graph(self, shape: str = CLEANED, source: str = "") -> Made | NotMade:
+        """Return the float graph of a shape; its first pass may be left out, the last may not."""
+        key = (source, shape)
+        if key not in self._shapes:
+            self._shapes[key] = self._shaped(shape, source)
+        return self._shapes[key]
+
+    def make(self, form: Form) -> Made | NotMade:
+        """Return the model of a form, or why there is none."""
+        base = self.graph(form.shape, form.source)
+        if isinstance(base, NotMade) or not form.passes:
+            return base
+        key = (form.source, form.shape, form.passes)
+        if key not in self._made:
+            self._made[key] = self._compressed(base, form.passes)
+        made = self._made[key]
+        if isinstance(made, NotMade) or not form.float_layers:
+            return made
+        model = revert_layers(made.model, made.reference, form.float_layers)
+        count = len(form.float_layers)
+        note = f"{count} layer{'s' if count > 1 else ''} in float"
+        return Made(model=model, reference=made.reference, notes=(*made.notes, note))
+
+    def _shaped(self, shape: str, source: str) -> Made | NotMade:
+        import onnx
+
+        passes = SHAPES[shape]
+        if shape == CLEANED:
+            setting = self._setting
+            model = onnx.load(setting.data.sources[source] if source else setting.model.path)
+            strip_texts(model)
+        else:
+            base = self.graph(CLEANED, source)
+            if isinstance(base, NotMade):
+                return base
+            model, passes = base.model, passes[1:]
+        model, reports = apply(passes, model, self._context)
+        last = reports[-1]
+        if shape != CLEANED and last.status != "applied":
+            return NotMade(
+                verdict="failed" if last.status == "left out" else "skipped",
+                reason=last.reason or "the graph has nothing of the kind",
+            )
+        return Made(model=model, reference=model, notes=_notes(reports))
+
+    def _compressed(self, base: Made, passes: Sequence[Pass]) -> Made | NotMade:
+        raised = [step for step in passes if isinstance(step, RaiseOpset)]
+        raised_model, reports = apply(raised, base.model, self._context)
+        reference = type(raised_model)()
+        reference.CopyFrom(raised_model)
+        # Layers are spoken of by name from here on.
+        name_nodes(reference)
+        rest = [step for step in passes if not isinstance(step, RaiseOpset)]
+        model, more = apply(rest, reference, self._context)
+        every = (*reports, *more)
+        for report in every:
+            if report.status == "left out" or (report.status == "skipped" and report is every[-1]):
+                verdict = "failed" if report.status == "left out" else "skipped"
+                return NotMade(verdict=verdict, reason=report.reason)
+        return Made(model=model, reference=reference, notes=_notes(every))
+
+
+def _notes(reports: Sequence[PassReport]) -> tuple[str, ...]:
+    return tuple(note for report in reports for note in report.notes)

@@ -1,0 +1,129 @@
+"""Finds which layers of a quantized model go back to float, with few whole evaluations."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Final
+
+from packager.artifact import LayerChoice
+from packager.search.maker import NotMade
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from packager.artifact import Candidate
+    from packager.search.forms import Form
+    from packager.search.judge import Judge
+    from packager.search.sensitivity import LayerSensitivity
+    from packager.search.setting import Setting
+
+# Samples that the layers are ranked on: a ranking needs an order, not a metric.
+_RANKED_ON: Final = 4
+_REFINED: Final = 3
+
+
+def rank(judge: Judge, setting: Setting, form: Form) -> tuple[LayerSensitivity, ...]:
+    """Return the quantized layers of a form, the one that costs most accuracy first."""
+    from packager.search.sensitivity import rank_layers
+
+    made = judge.maker.make(form)
+    if isinstance(made, NotMade) or setting.calibration is None:
+        return ()
+    return rank_layers(
+        made.model,
+        made.reference,
+        setting.calibration[:_RANKED_ON],
+        workdir=setting.workdir,
+        threads=setting.threads,
+        reporter=setting.reporter,
+    )
+
+
+def sets_to_try(ranking: Sequence[LayerSensitivity]) -> Iterator[tuple[str, ...]]:
+    """Yield sets of layers to keep float: 1, 2, 4 … of the most sensitive, up to half of all.
+
+    More float layers are not always better (measured on EfficientNet-Lite0: 2 were better than 4
+    and 9), so the sets do not stop at the first that fails.
+    """
+    names = [layer.name for layer in ranking]
+    count = 1
+    while count <= max(len(names) // 2, 1):
+        yield tuple(names[:count])
+        count *= 2
+
+
+def search_mixed(
+    judge: Judge,
+    form: Form,
+    ranking: Sequence[LayerSensitivity],
+    *,
+    may_go_on: Callable[[], bool],
+    tried: Callable[[Form, Candidate], None],
+) -> None:
+    """Judge forms with the most sensitive layers in float, until one keeps the budget.
+
+    The number of float layers doubles until a form passes; then a number between is tried, and the
+    reverted layers with the most weights go back to int8 one by one while the budget holds.
+
+    Args:
+        judge: Passes the verdicts.
+        form: Quantized throughout; it missed the budget.
+        ranking: Its layers, most sensitive first.
+        may_go_on: Asked before each evaluation.
+        tried: Is told each form and its verdict.
+    """
+    best: tuple[str, ...] | None = None
+    before = 0
+    for layers in sets_to_try(ranking):
+        if not may_go_on():
+            return
+        if _try(judge, form, layers, tried):
+            best = layers
+            break
+        before = len(layers)
+    if best is None:
+        return
+    names = [layer.name for layer in ranking]
+    between = (before + len(best)) // 2
+    if before < between < len(best) and may_go_on():
+        fewer = tuple(names[:between])
+        best = fewer if _try(judge, form, fewer, tried) else best
+    weights = {layer.name: layer.weights for layer in ranking}
+    for name in sorted(best, key=lambda n: -weights[n])[:_REFINED]:
+        fewer = tuple(n for n in best if n != name)
+        if not fewer or not may_go_on():
+            return
+        best = fewer if _try(judge, form, fewer, tried) else best
+
+
+def layer_choices(
+    ranking: Sequence[LayerSensitivity], float_layers: Sequence[str]
+) -> tuple[LayerChoice, ...]:
+    """Return what became of each layer, those that stay float with the reason."""
+    place = {layer.name: index + 1 for index, layer in enumerate(ranking)}
+    found = []
+    for layer in ranking:
+        choice = LayerChoice(
+            name=layer.name,
+            op_type=layer.op_type,
+            weights=layer.weights,
+            sqnr_db=layer.sqnr_db,
+            precision="int8",
+        )
+        if layer.name in float_layers:
+            heard = (
+                "" if layer.sqnr_db is None else f", {layer.sqnr_db:.1f} dB with it alone in int8"
+            )
+            reason = f"number {place[layer.name]} of {len(ranking)} in sensitivity{heard}"
+            choice = dataclasses.replace(choice, precision="fp32", reason=reason)
+        found.append(choice)
+    return tuple(found)
+
+
+def _try(
+    judge: Judge, form: Form, layers: tuple[str, ...], tried: Callable[[Form, Candidate], None]
+) -> bool:
+    mixed = form.with_float(layers)
+    candidate = judge.judge(mixed, forced=True)
+    tried(mixed, candidate)
+    return candidate.verdict in ("passed", "slower")
