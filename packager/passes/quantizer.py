@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from packager.passes.graph import constant_sizes, strip_texts
 from packager.passes.ranges import choose_range, find_histograms, narrowed_by_clamps
+from packager.passes.shield_float import shield_float_layers
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -95,6 +96,8 @@ def quantize_statically(
         )
         after = onnx.load(result)
     strip_texts(after)
+    if context.target.engine.name == "onnxruntime":
+        shield_float_layers(after)
     return after
 
 
