@@ -1,156 +1,139 @@
-"""Reads samples from a folder of photos or of `.npz` files, checking each against the signature."""
+"""Reads samples from a folder of photos, sounds, `.npy` or `.npz` files."""
 
 from __future__ import annotations
 
-import hashlib
-import io
-import os
-import warnings
-from pathlib import Path
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
-from packager.data._samples import Samples
-from packager.errors import InputOutputError, UsageError
+from packager.data._arrays import check_shape, fit_sample
+from packager.data._files import files_below
+from packager.data._folder_labels import LABELS_NPY, folder_labels
+from packager.data._labels import take_label
+from packager.data._npz import read_array, read_arrays
+from packager.data._photos import PHOTO_SUFFIXES, decode_image, is_photo
+from packager.data._sounds import add_sounds
+from packager.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from pathlib import Path
 
     from numpy.typing import NDArray
 
+    from packager.data._gather import Gathering
+    from packager.data._samples import Samples
     from packager.model import Signature, TensorSpec
-    from packager.recipe import ImageInput
+    from packager.recipe import Recipe
 
     Sample = dict[str, NDArray[Any]]
 
-PHOTO_SUFFIXES: Final = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+_NOUNS: Final = {"photos": "photo", "npz": "`.npz` file", "npy": "`.npy` file", "wav": "sound"}
 
 
-def load_folder(folder: Path, signature: Signature, images: Mapping[str, ImageInput]) -> Samples:
-    """Read every photo, or every `.npz` file, below a folder and check it against the signature.
-
-    Each file is read and checked once here, so that a bad one is found before any long work; later
-    uses read it again, and memory holds one sample at a time. Hidden files are passed over.
-
-    Args:
-        folder: Photos (one sample each, uint8 [1, height, width, 3]) or `.npz` files (one request
-            each, one array per input name). An image input takes uint8 [n, height, width, 3] in a
-            `.npz` too, or the array that the model itself takes.
-        signature: Of the model, before any pre-processing is attached.
-        images: The recipe's image inputs by input name.
+def load_folder(folder: Path, gathering: Gathering) -> Samples:
+    """Read every photo, sound, or file of arrays below a folder.
 
     Raises:
-        InputOutputError: the folder or a file is missing, or cannot be read.
+        InputOutputError: the folder or a file cannot be read.
         UsageError: no samples, mixed kinds, or a sample that does not fit; names the file.
     """
-    files = _files_below(folder)
-    photos = [path for path in files if path.suffix.lower() in PHOTO_SUFFIXES]
-    archives = [path for path in files if path.suffix.lower() == ".npz"]
-    if photos and archives:
+    files = files_below(folder)
+    by_kind: dict[str, list[Path]] = {kind: [] for kind in _NOUNS}
+    for path in files:
+        kind = _kind(path.suffix.lower())
+        if kind is not None and path != folder / LABELS_NPY:
+            by_kind[kind].append(path)
+    held = {kind: paths for kind, paths in by_kind.items() if paths}
+    accepted = (
+        "photos (" + ", ".join(PHOTO_SUFFIXES) + "), `.wav` files, `.npy` files, or `.npz` files "
+        "with one array per input name"
+    )
+    if not held:
+        found = f"{len(files)} other files" if files else "nothing"
+        raise UsageError(f"`{folder}` holds no samples but {found}", accepted=accepted)
+    if len(held) > 1:
         raise UsageError(
-            f"`{folder}` mixes {len(photos)} photos with {len(archives)} `.npz` files",
+            f"`{folder}` mixes "
+            + " with ".join(_counted(len(paths), kind) for kind, paths in held.items()),
             accepted="a folder of one kind",
         )
-    if not photos and not archives:
-        found = f"{len(files)} other files" if files else "nothing"
-        raise UsageError(
-            f"`{folder}` holds no samples but {found}",
-            accepted="photos (" + ", ".join(PHOTO_SUFFIXES) + ") or `.npz` files with one array "
-            "per input name",
-        )
-    notes: dict[str, int] = {}
-    lines: list[str] = []
-    digests: list[str] = []
-    loaders: list[Callable[[], Sample]] = []
-    photo_input = _photo_input(folder, signature, images) if photos else None
-    for path in photos or archives:
-        content = _read_bytes(path)
-        relative = path.relative_to(folder).as_posix()
-        digests.append(hashlib.sha256(content).hexdigest())
-        lines.append(f"{digests[-1]}  {relative}\n")
-        load: Callable[[], Sample]
-        if photo_input is not None:
-            load = _photo_loader(path, photo_input)
-            sample = {photo_input.name: _decode(content, path)}
-        else:
-            load = _npz_loader(path, signature, images)
-            sample, changes = _parse_npz(content, path, signature, images)
-            for change in changes:
-                notes[change] = notes.get(change, 0) + 1
-        _check_photo(sample, photo_input, path)
-        loaders.append(load)
-    kind = "photos" if photos else "npz"
-    noun = "photo" if photos else "`.npz` file"
-    return Samples(
-        loaders,
-        digest=hashlib.sha256("".join(lines).encode()).hexdigest(),
-        origin=f"{len(loaders)} {noun}{'' if len(loaders) == 1 else 's'}",
-        kind=kind,
-        notes=tuple(f"{text} in {count} of {len(loaders)} files" for text, count in notes.items()),
-        names=[path.relative_to(folder).as_posix() for path in photos or archives],
-        contents=digests,
-    )
+    ((kind, paths),) = held.items()
+    if kind == "wav":
+        labels = _labels(folder, paths, gathering)
+        return add_sounds(paths, folder, labels, gathering)
+    if kind == "photos":
+        _add_photos(paths, folder, gathering)
+    else:
+        _add_arrays(paths, folder, kind, gathering)
+    if kind != "npz":
+        gathering.label_all(_labels(folder, paths, gathering))
+    return gathering.finish(kind=kind, origin=_counted(len(paths), kind), noun="files")
 
 
-def decode_image(path: Path) -> NDArray[Any]:
-    """Return a photo as uint8 [1, height, width, 3], RGB, upright as its Exif tag says.
-
-    Raises:
-        InputOutputError: the file is missing or cannot be read.
-        UsageError: it is no photo that can be decoded.
-    """
-    return _decode(_read_bytes(path), path)
-
-
-def read_npz(
-    path: Path, signature: Signature, images: Mapping[str, ImageInput]
-) -> tuple[Sample, tuple[str, ...]]:
+def read_npz(path: Path, signature: Signature, recipe: Recipe) -> tuple[Sample, tuple[str, ...]]:
     """Return one request from a `.npz` file, fitted to the signature, and what was converted.
+
+    A label in it is passed over.
 
     Raises:
         InputOutputError: the file is missing or cannot be read.
         UsageError: it does not fit the signature.
     """
-    return _parse_npz(_read_bytes(path), path, signature, images)
+    sample, _, notes = _read_labelled_npz(path, signature, recipe)
+    return sample, notes
 
 
-def is_photo(spec: TensorSpec) -> bool:
-    """Tell whether an input is a batch of RGB photos: uint8 [batch, height, width, 3]."""
-    return spec.dtype == "uint8" and len(spec.shape) == 4 and spec.shape[3].size == 3
+def read_npy(path: Path, signature: Signature, recipe: Recipe) -> tuple[Sample, tuple[str, ...]]:
+    """Return one request from a `.npy` file, for a model with one input.
+
+    Raises:
+        InputOutputError: the file is missing or cannot be read.
+        UsageError: it does not fit the signature.
+    """
+    notes: list[str] = []
+    name = only_input(signature, path)
+    sample = fit_sample({name: read_array(path)}, signature, recipe, f"`{path}`", notes)
+    return sample, tuple(notes)
 
 
-def _files_below(folder: Path) -> list[Path]:
-    if not folder.exists():
-        raise InputOutputError(f"the folder `{folder}` does not exist")
-    if not folder.is_dir():
+def read_photo(path: Path, spec: TensorSpec) -> Sample:
+    """Return one request from a photo.
+
+    Raises:
+        InputOutputError: the file is missing or cannot be read.
+        UsageError: it is no photo, or not of the size that a model wants that takes photos itself.
+    """
+    sample = {spec.name: decode_image(path)}
+    if is_photo(spec):
+        check_shape(sample[spec.name], spec, {}, f"`{path}`: `{spec.name}`")
+    return sample
+
+
+def only_input(signature: Signature, path: Path) -> str:
+    """Return the one input's name.
+
+    Raises:
+        UsageError: there are several, or none.
+    """
+    if len(signature.inputs) != 1:
         raise UsageError(
-            f"`{folder}` is not a folder", accepted="a folder of photos or of `.npz` files"
+            f"`{path}` holds one array, and the model has {len(signature.inputs)} inputs",
+            accepted="`.npz` files with one array per input name: "
+            + ", ".join(f"`{spec.name}`" for spec in signature.inputs),
         )
-
-    def refuse(fault: OSError) -> None:
-        raise InputOutputError(f"`{fault.filename}` cannot be read: {fault.strerror}") from fault
-
-    found: list[Path] = []
-    for base, folders, names in os.walk(folder, onerror=refuse):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [Path(base) / name for name in names if not name.startswith(".")]
-    return sorted(found, key=lambda path: path.relative_to(folder).as_posix())
+    return signature.inputs[0].name
 
 
-def _read_bytes(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as fault:
-        raise InputOutputError(f"`{path}` cannot be read: {fault.strerror}") from fault
+def photo_input(path: Path, signature: Signature, recipe: Recipe) -> TensorSpec:
+    """Return the input that a photo fills.
 
-
-def _photo_input(
-    folder: Path, signature: Signature, images: Mapping[str, ImageInput]
-) -> TensorSpec:
-    photos = [spec for spec in signature.inputs if spec.name in images or is_photo(spec)]
+    Raises:
+        UsageError: there is none, or the model has other inputs too.
+    """
+    photos = [spec for spec in signature.inputs if spec.name in recipe.images or is_photo(spec)]
     if not photos:
         name = signature.inputs[0].name if signature.inputs else "NAME"
         raise UsageError(
-            f"`{folder}` holds photos, but the model has no image input",
+            f"`{path}` holds photos, but the model has no image input",
             accepted="`.npz` files with one array per input name: "
             + ", ".join(f"`{spec}`" for spec in signature.inputs),
             hint=f"declare `[input.{name}.image]` with `size = [height, width]` in the recipe",
@@ -164,146 +147,59 @@ def _photo_input(
     return photos[0]
 
 
-def _photo_loader(path: Path, spec: TensorSpec) -> Callable[[], Sample]:
-    return lambda: {spec.name: decode_image(path)}
+def _add_photos(paths: list[Path], folder: Path, gathering: Gathering) -> None:
+    spec = photo_input(folder, gathering.signature, gathering.recipe)
+    for path in paths:
+        load = partial(read_photo, path, spec)
+        gathering.add(load(), load, name=path.relative_to(folder).as_posix())
 
 
-def _npz_loader(
-    path: Path, signature: Signature, images: Mapping[str, ImageInput]
-) -> Callable[[], Sample]:
-    return lambda: read_npz(path, signature, images)[0]
+def _add_arrays(paths: list[Path], folder: Path, kind: str, gathering: Gathering) -> None:
+    signature, recipe = gathering.signature, gathering.recipe
+    read = _read_labelled_npz if kind == "npz" else _read_unlabelled_npy
+    for path in paths:
+        sample, label, changes = read(path, signature, recipe)
+        load = partial(_sample_alone, read, path, signature, recipe)
+        name = path.relative_to(folder).as_posix()
+        gathering.add(sample, load, name=name, label=label, changes=changes)
 
 
-def _check_photo(sample: Sample, spec: TensorSpec | None, path: Path) -> None:
-    # A model that takes photos by itself may want one size; a recipe's image input takes any.
-    if spec is not None and is_photo(spec):
-        _check_shape(sample[spec.name], spec, {}, path)
-
-
-def _decode(content: bytes, path: Path) -> NDArray[Any]:
-    import numpy as np
-    from PIL import Image, ImageOps, UnidentifiedImageError
-
-    accepted = "JPEG, PNG, BMP or WebP photos with 8 bits per channel"
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(content), formats=("JPEG", "PNG", "BMP", "WEBP")) as image:
-                if image.mode.startswith(("I", "F")):
-                    raise UsageError(
-                        f"`{path}` has more than 8 bits per channel (mode {image.mode})",
-                        accepted=accepted,
-                    )
-                pixels = np.asarray(ImageOps.exif_transpose(image).convert("RGB"), dtype=np.uint8)
-    except UnidentifiedImageError as fault:
-        raise UsageError(f"`{path}` is not a photo", accepted=accepted) from fault
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as fault:
-        raise UsageError(f"`{path}` is too large a photo: {fault}", accepted=accepted) from fault
-    except (OSError, SyntaxError, ValueError) as fault:
-        raise UsageError(f"`{path}` is a broken photo: {fault}", accepted=accepted) from fault
-    return np.array(pixels[None], copy=True)
-
-
-def _parse_npz(
-    content: bytes, path: Path, signature: Signature, images: Mapping[str, ImageInput]
-) -> tuple[Sample, tuple[str, ...]]:
-    import zipfile
-
-    import numpy as np
-
-    if not content.startswith(b"PK"):
-        raise UsageError(f"`{path}` is not a readable `.npz` file: it is no zip archive")
-    try:
-        with np.load(io.BytesIO(content), allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
-    except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile) as fault:
-        if "allow_pickle" in str(fault):
-            raise UsageError(
-                f"`{path}` holds an object array, which can run code when it is read",
-                accepted="arrays of numbers, or of strings with dtype `<U` or `S`",
-            ) from fault
-        raise UsageError(f"`{path}` is not a readable `.npz` file: {fault}") from fault
-    expected = {spec.name: spec for spec in signature.inputs}
-    if set(arrays) != set(expected):
-        raise UsageError(
-            f"`{path}` holds the arrays " + (", ".join(f"`{n}`" for n in arrays) or "(none)"),
-            accepted="one array per input: " + ", ".join(f"`{n}`" for n in expected),
-        )
-    sizes: dict[str, int] = {}
+def _read_labelled_npz(
+    path: Path, signature: Signature, recipe: Recipe
+) -> tuple[Sample, Any, tuple[str, ...]]:
     notes: list[str] = []
-    sample: Sample = {}
-    for name, spec in expected.items():
-        array = arrays[name]
-        if name in images and array.dtype == np.uint8 and array.shape[-1:] == (3,):
-            if array.ndim == 3:
-                array = array[None]
-                notes.append(f"a batch axis was added to `{name}`")
-            if array.ndim != 4 or 0 in array.shape:
-                raise UsageError(
-                    f"`{path}`: `{name}` has the shape {list(array.shape)}",
-                    accepted="uint8 [n, height, width, 3]",
-                )
-            sample[name] = array
-            continue
-        array = _cast(array, spec, path, notes)
-        if array.ndim == len(spec.shape) - 1:
-            array = array[None]
-            notes.append(f"a batch axis was added to `{name}`")
-        _check_shape(array, spec, sizes, path)
-        sample[name] = np.ascontiguousarray(array)
-    return sample, tuple(notes)
+    arrays = read_arrays(path)
+    label = take_label(arrays, signature, recipe)
+    return fit_sample(arrays, signature, recipe, f"`{path}`", notes), label, tuple(notes)
 
 
-def _cast(array: NDArray[Any], spec: TensorSpec, path: Path, notes: list[str]) -> NDArray[Any]:
-    import numpy as np
-
-    where = f"`{path}`: `{spec.name}`"
-    if spec.dtype == "string":
-        if array.dtype.kind == "S":
-            try:
-                return np.char.decode(array, "utf-8")
-            except UnicodeDecodeError as fault:
-                raise UsageError(f"{where} holds bytes that are not UTF-8") from fault
-        if array.dtype.kind != "U":
-            raise UsageError(f"{where} is {array.dtype}", accepted="strings, dtype `<U` or `S`")
-        return array
-    if spec.dtype == "bfloat16":
-        raise UsageError(
-            f"{where} should be bfloat16, which `.npz` files cannot hold",
-            hint="export the model with a float32 input",
-        )
-    if array.dtype.kind not in "biuf":
-        raise UsageError(f"{where} is {array.dtype}", accepted=spec.dtype)
-    if array.dtype.kind == "f" and not np.isfinite(array).all():
-        what = "NaN" if np.isnan(array).any() else "infinity"
-        raise UsageError(f"{where} holds {what}", accepted="finite numbers")
-    wanted = np.dtype(spec.dtype)
-    if array.dtype == wanted:
-        return array
-    with np.errstate(over="ignore", invalid="ignore"):
-        cast = array.astype(wanted)
-    both_float = array.dtype.kind == "f" and wanted.kind == "f"
-    exact = array.dtype.kind in "biu" and np.array_equal(cast, array)
-    if wanted.kind == "b" or not (exact or (both_float and np.isfinite(cast).all())):
-        raise UsageError(f"{where} is {array.dtype}", accepted=spec.dtype)
-    notes.append(f"`{spec.name}` was converted from {array.dtype} to {spec.dtype}")
-    return cast
+def _read_unlabelled_npy(
+    path: Path, signature: Signature, recipe: Recipe
+) -> tuple[Sample, Any, tuple[str, ...]]:
+    sample, notes = read_npy(path, signature, recipe)
+    return sample, None, notes
 
 
-def _check_shape(array: NDArray[Any], spec: TensorSpec, sizes: dict[str, int], path: Path) -> None:
-    found = list(array.shape)
-    fits = len(found) == len(spec.shape)
-    for size, dim in zip(found, spec.shape, strict=False):
-        if dim.size is not None:
-            fits = fits and size == dim.size
-            continue
-        fits = fits and dim.min <= size and (dim.max is None or size <= dim.max)
-        if dim.name is not None:
-            known = sizes.setdefault(dim.name, size)
-            if fits and known != size:
-                raise UsageError(
-                    f"`{path}`: `{spec.name}` has {size} for the dimension `{dim.name}`, "
-                    f"and another input has {known}"
-                )
-    if not fits:
-        raise UsageError(f"`{path}`: `{spec.name}` has the shape {found}", accepted=str(spec))
+def _sample_alone(read: Any, path: Path, signature: Signature, recipe: Recipe) -> Sample:
+    sample: Sample = read(path, signature, recipe)[0]
+    return sample
+
+
+def _labels(folder: Path, paths: list[Path], gathering: Gathering) -> list[Any] | None:
+    try:
+        return folder_labels(folder, paths, gathering.recipe.label, gathering.classes)
+    except UsageError as fault:
+        if gathering.labelled:
+            raise
+        gathering.note(f"labels were left out: {fault.message}")
+        return None
+
+
+def _kind(suffix: str) -> str | None:
+    if suffix in PHOTO_SUFFIXES:
+        return "photos"
+    return suffix[1:] if suffix in {".npz", ".npy", ".wav"} else None
+
+
+def _counted(count: int, kind: str) -> str:
+    return f"{count} {_NOUNS[kind]}{'' if count == 1 else 's'}"

