@@ -124,7 +124,7 @@ def search_key(
 
 
 def _search_data(recipe: Recipe, model: Model, data: Data) -> SearchData:
-    from packager.passes.inputs import prepare
+    from packager.passes.inputs import prepare, served_signature
     from packager.passes.outputs import finisher
     from packager.search.setting import SearchData
 
@@ -135,6 +135,7 @@ def _search_data(recipe: Recipe, model: Model, data: Data) -> SearchData:
         calibration=prepared(data.calibration),
         evaluation=prepared(data.evaluation),
         finish=finisher(recipe, model.signature),
+        outputs=served_signature(model.signature, recipe),
         alphabet=_alphabet(recipe),
     )
 
@@ -184,10 +185,11 @@ def _with_transforms(
     """Compare the compiled pre-processing with the training transform where both can be had."""
     from packager.passes.inputs import check_transforms
 
-    found = check_transforms(recipe, samples) if samples is not None else {}
+    signature = artifact.model.signature
+    found = check_transforms(recipe, samples, signature) if samples is not None else {}
     for name, parity in found.items():
         reporter.note(
             f"`{name}`: the compiled pre-processing is within {parity['max_abs']:.4g} of the "
-            f"training transform on {parity['photos']} photos"
+            f"training transform on {parity['samples']} samples"
         )
-    return dataclasses.replace(artifact, facts={**artifact.facts, "image_parity": found})
+    return dataclasses.replace(artifact, facts={**artifact.facts, "transform_parity": found})

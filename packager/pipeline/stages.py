@@ -136,12 +136,14 @@ def golden_stage(recipe: Recipe, artifact: Artifact, *, work: Path, reporter: Re
     """Make the golden samples: synthetic ones, or those that the recipe names."""
     from packager.bundle.golden import make_golden
     from packager.data import load_samples
+    from packager.passes.inputs import as_served
     from packager.recipe import DataSource
 
     samples = None
     if recipe.golden is not None:
         source = DataSource(word=recipe.golden.name, path=recipe.golden)
         samples = load_samples(source, artifact.model.signature, recipe, seed=recipe.seed)
+        samples = as_served(samples, recipe, artifact.model.signature)
         reporter.note(f"golden samples: {samples.origin}, carried in the bundle as they are")
     folder = work / "golden"
     folder.mkdir()
