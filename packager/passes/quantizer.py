@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from packager.passes.graph import constant_sizes, strip_texts
+from packager.passes.graph import constant_sizes, fresh_name, strip_texts
 from packager.passes.ranges import choose_range, find_histograms, narrowed_by_clamps
 from packager.passes.shield_float import shield_float_layers
 
@@ -76,7 +76,7 @@ def quantize_statically(
         save_tensors_data(TensorsData(CalibrationMethod.MinMax, bounds), table)
         # The quantizer's own preparation is left out: its symbolic shape inference fails on many
         # exports and then leaves files in the current folder. onnx's inference is enough.
-        onnx.save(_typed(model, histograms), source)
+        onnx.save(_prepared(model, histograms), source)
         quantize_static(
             source,
             result,
@@ -157,8 +157,13 @@ def _type(name: str, kinds: Any) -> Any:
     return kinds.QUInt8 if name == "uint8" else kinds.QInt8
 
 
-def _typed(model: Any, histograms: Mapping[str, Histogram]) -> Any:
-    """Return the model with inferred types, and those of measured tensors that nobody infers."""
+def _prepared(model: Any, histograms: Mapping[str, Histogram]) -> Any:
+    """Return the model as the quantizer takes it without tripping.
+
+    Every tensor has a type, those that nobody infers the measured one; constants are initializers;
+    and each layer has a bias of its own: of a shared one the quantizer makes copies, and names them
+    without looking whether a tensor has that name (`conv1d_25` + `2` in basic-pitch).
+    """
     import numpy as np
     import onnx
 
@@ -173,6 +178,23 @@ def _typed(model: Any, histograms: Mapping[str, Histogram]) -> Any:
         if name not in known:
             kind = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(histogram.dtype))
             graph.value_info.append(onnx.helper.make_tensor_value_info(name, kind, None))
+    told = {value.name for value in graph.output}
+    for node in [n for n in graph.node if n.op_type == "Constant"]:
+        if node.attribute[0].name == "value" and node.output[0] not in told:
+            graph.initializer.add().CopyFrom(node.attribute[0].t)
+            graph.initializer[-1].name = node.output[0]
+            graph.node.remove(node)
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    seen: set[str] = set()
+    for node in graph.node:
+        if node.op_type in ("Conv", "ConvTranspose", "Gemm") and len(node.input) > 2:
+            bias = constants.get(node.input[2])
+            if bias is not None and bias.name in seen:
+                node.input[2] = fresh_name(typed, f"{bias.name}_of_{node.name}")
+                graph.initializer.add().CopyFrom(bias)
+                graph.initializer[-1].name = node.input[2]
+            elif bias is not None:
+                seen.add(bias.name)
     return typed
 
 

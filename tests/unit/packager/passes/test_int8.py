@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from packager.passes.clean_up import CleanUp
 from packager.passes.contract import apply, run_model
 from packager.passes.int8_dynamic import Int8Dynamic
 from packager.passes.int8_static import Int8Static
+from packager.passes.round_weights import RoundWeights
 from packager.target import find_target
 
 if TYPE_CHECKING:
@@ -135,6 +137,70 @@ def test_two_forms_of_a_model_are_calibrated_once_and_come_out_as_if_alone(
     assert alone.SerializeToString(deterministic=True) == second.SerializeToString(
         deterministic=True
     )
+
+
+def test_a_bias_of_two_layers_does_not_take_the_name_of_a_tensor(
+    *, drawing: Any, make_spec: Callable, batch: Any, tmp_path: Path, make_samples: Callable,
+    make_context: Callable,
+) -> None:  # fmt: skip
+    d = drawing()
+    bias = d.weight(8)
+    first = d.add("Conv", "x", d.weight(8, 3, 1, 1), bias, out=f"{bias}0")
+    d.add("Conv", first, d.weight(8, 8, 1, 1), bias, out="y")
+    model = d.save(tmp_path / "shared.onnx", (make_spec("x", "float32", batch, 3, 4, 4),),
+                   make_spec("y", "float32", batch, 8, 4, 4))  # fmt: skip
+    context = make_context(make_samples(model))
+    base = onnx.load(model.path)
+    after, (report,) = apply((Int8Static(),), base, context)
+    assert (report.status, report.reason) == ("applied", "")
+    assert compare(run_model(base, context), run_model(after, context)).cosine > 0.999
+
+
+def test_a_weight_in_a_node_is_quantized_like_any_other(
+    make_cnn: Callable, make_samples: Callable, make_context: Callable
+) -> None:
+    model = make_cnn()
+    context = make_context(make_samples(model))
+    base, _ = apply((CleanUp(),), onnx.load(model.path), context)
+    plain, _ = apply((Int8Static(),), base, context)
+    tensors = {t.name: t for t in base.graph.initializer}
+    nodes = [
+        onnx.helper.make_node("Constant", [], [name], value=tensor)
+        for name, tensor in tensors.items()
+    ]
+    del base.graph.initializer[:]
+    for node in reversed(nodes):
+        base.graph.node.insert(0, node)
+    after, _ = apply((Int8Static(),), base, context)
+    assert len(weights_of(after, np.int8)) == len(weights_of(plain, np.int8)) == 4
+
+
+def test_for_engines_that_want_it_biases_stay_float_and_zero_points_are_zero(
+    make_cnn: Callable, make_samples: Callable, make_context: Callable
+) -> None:
+    model = make_cnn()
+    context = make_context(make_samples(model))
+    scheme = dataclasses.replace(
+        context.target.quantization, activation="int8", symmetric=True, bias="float"
+    )
+    target = dataclasses.replace(context.target, quantization=scheme)
+    context = dataclasses.replace(context, target=target)
+    base, _ = apply((CleanUp(),), onnx.load(model.path), context)
+    for step in (Int8Static(), RoundWeights()):
+        after, (report,) = apply((step,), base, context)
+        assert report.status == "applied"
+        constants = {t.name: onnx.numpy_helper.to_array(t) for t in after.graph.initializer}
+        linear = [
+            n for n in after.graph.node if n.op_type in ("QuantizeLinear", "DequantizeLinear")
+        ]
+        assert all(not constants[n.input[2]].any() for n in linear)
+        assert {constants[n.input[2]].dtype.name for n in linear} == {"int8"}
+        layers = [n for n in after.graph.node if n.op_type in ("Conv", "Gemm")]
+        assert {constants[n.input[2]].dtype.name for n in layers} == {"float32"}
+        made = {name: n.op_type for n in after.graph.node for name in n.output}
+        assert {made[n.input[1]] for n in layers} == {"DequantizeLinear"}
+        parity = compare(run_model(base, context), run_model(after, context))
+        assert parity.cosine > 0.99
 
 
 def test_dynamic_int8_takes_matrix_products_and_embeddings_and_no_convolution(
