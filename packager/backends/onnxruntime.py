@@ -12,7 +12,7 @@ from packager.errors import BudgetMissed, ModelUnsupported, UsageError
 from packager.manifest import sha256_file
 from packager.passes.contract import first_line, opset_of, tool_faults
 from packager.passes.graph import all_nodes, strip_texts
-from packager.passes.inputs import attach
+from packager.passes.inputs import attach, least_opset
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -61,10 +61,12 @@ def build(
     if chosen is None or chosen.path is None:
         raise BudgetMissed("no candidate was chosen")
     path = workdir / "model.onnx"
-    if recipe.images and model.quantized and model.opset < 18:
+    least = least_opset(recipe)
+    if model.quantized and model.opset < least:
         raise UsageError(
-            f"the model came in quantized with opset {model.opset}, and photos need opset 18",
-            hint="leave `[input.NAME.image]` out, or export the model with opset 18",
+            f"the model came in quantized with opset {model.opset}, and the recipe's inputs and "
+            f"outputs need opset {least}",
+            hint=f"leave them out of the recipe, or export the model with opset {least}",
         )
     signature = attach(chosen.path, model.signature, recipe, path)
     proto = onnx.load(path)

@@ -22,7 +22,9 @@ class ImageInput:
         letterbox: Keep the proportions: resize until the photo fits into `size` and fill the rest
             with `fill`, half on each side; excludes `resize`.
         fill: Grey level of the letterbox's bars, 0..255.
-        interpolation: `bilinear` or `bicubic`, both with antialiasing, as Pillow does it.
+        interpolation: `bilinear` or `bicubic`, as Pillow computes them.
+        antialias: Filter before shrinking, as Pillow and torchvision do; False computes as OpenCV
+            does, which Ultralytics' and PaddlePaddle's models are trained with.
         scale: Divide by 255 first, so that mean and std are in 0..1.
         mean: Per channel, in the unit of the values at that point.
         std: Per channel.
@@ -40,6 +42,7 @@ class ImageInput:
     letterbox: bool = False
     fill: int = 114
     interpolation: str = "bilinear"
+    antialias: bool = True
     scale: bool = True
     layout: str = "nchw"
     channels: str = "rgb"
@@ -52,13 +55,15 @@ class AudioInput:
     """How sound becomes an input; everything after decoding is compiled into the graph.
 
     Sound is mono, float32 in -1..1, [batch, samples]. The order is: frame, window, spectrum, mel
-    filters, logarithm, subtract mean, divide by std.
+    filters, logarithm, subtract mean, divide by std. An axis of one channel that the model has
+    behind the batch axis, or last, is put there.
 
     Attributes:
         sample_rate: In Hz; other rates are resampled by the host, and refused by the device.
         window: Samples that one inference takes; a longer sound is cut into as many as fit, a
             shorter one is filled with silence. None takes any length that the input allows.
-        features: `waveform` leaves the samples as they are; `mel` makes [batch, mels, frames].
+        features: `waveform` leaves the samples as they are; `mel` makes [batch, mels, frames], or
+            what `layout` says.
         n_fft: Length of the Fourier transform, in samples.
         frame: Length of the analysis window (Hann, periodic), in samples; None for `n_fft`.
         hop: Samples between two frames.
@@ -69,8 +74,9 @@ class AudioInput:
         center: Pad by half a frame with reflected samples, as librosa and torchaudio do.
         logarithm: `none`, `ln`, `log10` or `db` (10 log10).
         floor: Smallest value before the logarithm.
+        top_db: What is so many decibels below a sample's loudest value is raised to that; None
+            for no such limit.
         layout: `mels-frames` or `frames-mels`.
-        channel: Put an axis of one channel after the batch axis.
         transform: The training transform as `file.py:function` (float32 [samples] → array like the
             model's input, without the batch axis), which the compiled one is compared with.
     """
@@ -89,10 +95,10 @@ class AudioInput:
     center: bool = True
     logarithm: str = "ln"
     floor: float = 1e-10
+    top_db: float | None = None
     mean: float = 0.0
     std: float = 1.0
     layout: str = "mels-frames"
-    channel: bool = False
     transform: str | None = None
 
 

@@ -45,8 +45,11 @@ class BoxOutputs:
         scores: Name of the output [batch, places, classes] or [batch, classes, places].
         form: `xyxy`, `cxcywh`, or `xywh` (top left corner).
         classes_first: The classes' axis comes before the places'.
+        objectness: Before the classes' scores stands one for any object, which theirs are
+            multiplied with, as in YOLOv5 and YOLOX.
         activation: `sigmoid` or `softmax` over classes, or `none`.
-        min_score: Lower scores are dropped.
+        best_class: A place keeps its best class only, as Ultralytics has it.
+        min_score: Only scores above are kept.
         max_overlap: Boxes of one class that overlap more (intersection over union) with a better
             one are dropped.
         most: Boxes kept per class and photo.
@@ -57,7 +60,9 @@ class BoxOutputs:
     scores: str = ""
     form: str = "cxcywh"
     classes_first: bool = True
+    objectness: bool = False
     activation: str = "none"
+    best_class: bool = False
     min_score: float = 0.25
     max_overlap: float = 0.45
     most: int = 100

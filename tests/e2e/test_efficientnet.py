@@ -97,6 +97,6 @@ def test_the_compiled_transform_is_compared_with_the_one_of_the_training(
     built: dict[str, Any],
 ) -> None:
     record = json.loads(Path(built["path"]).with_suffix(".record.json").read_text())
-    parity = record["facts"]["image_parity"]["image"]
-    assert parity["photos"] > 0
+    parity = record["facts"]["transform_parity"]["image"]
+    assert parity["samples"] > 0
     assert parity["max_abs"] <= 3 / 128  # in the model's unit: (pixel - 127) / 128

@@ -125,7 +125,7 @@ def test_nothing_chosen_is_a_missed_budget(make_mlp: Callable, tmp_path: Path) -
 
 def test_photos_for_an_old_quantized_model_are_refused(make_cnn: Callable, tmp_path: Path) -> None:
     model = dataclasses.replace(make_cnn(), quantized=True)
-    with pytest.raises(UsageError, match="photos need opset 18"):
+    with pytest.raises(UsageError, match="inputs and outputs need opset 18"):
         build(model, chosen(model), TARGET, taking(ImageInput(size=(16, 16))), tmp_path)
 
 

@@ -12,12 +12,9 @@ from PIL import Image
 
 from packager.data import decode_image, load_samples
 from packager.errors import ModelUnsupported, UsageError
-from packager.passes.image import (
-    attach_image,
-    check_image_parity,
-    prepare,
-    preprocess_session,
-)
+from packager.passes.image import preprocess_session
+from packager.passes.inputs import attach, prepare
+from packager.passes.transform import check_transform
 from packager.recipe import DataSource, ImageInput, Recipe
 
 if TYPE_CHECKING:
@@ -26,6 +23,10 @@ if TYPE_CHECKING:
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+
+
+def taking(images: dict[str, ImageInput]) -> Recipe:
+    return Recipe(model="m.onnx", name="m", images=images)
 
 
 def photo(width: int, height: int, seed: int = 0) -> Image.Image:
@@ -104,7 +105,7 @@ def test_the_attached_model_answers_photos_as_the_parts_do(
     model = make_cnn(opset=opset)
     images = {"image": ImageInput(size=(16, 16), resize=20, mean=MEAN, std=STD)}
     out = tmp_path / "out.onnx"
-    signature = attach_image(model.path, model.signature, images, out)
+    signature = attach(model.path, model.signature, taking(images), out)
     assert str(signature.inputs[0]) == "image: uint8[batch=1..8, height=4..8192, width=4..8192, 3]"
     assert signature.outputs == model.signature.outputs
     assert onnx.load(out).opset_import[0].version == 18
@@ -127,7 +128,7 @@ def test_two_image_inputs_have_sizes_of_their_own(
     specs = [make_spec(name, "float32", batch, 3, 8, 8) for name in ("left", "right", "y")]
     model = d.save(tmp_path / "two.onnx", tuple(specs[:2]), specs[2])
     images = {name: ImageInput(size=(8, 8)) for name in ("left", "right")}
-    signature = attach_image(model.path, model.signature, images, tmp_path / "out.onnx")
+    signature = attach(model.path, model.signature, taking(images), tmp_path / "out.onnx")
     assert list(signature.dims()) == [
         "batch", "left_height", "left_width", "right_height", "right_width",
     ]  # fmt: skip
@@ -147,7 +148,7 @@ def test_a_recipe_that_does_not_fit_the_model_is_refused(
     model = make_cnn()
     images = {name: ImageInput(**{"size": (16, 16), **settings})}
     with pytest.raises(UsageError) as caught:
-        attach_image(model.path, model.signature, images, tmp_path / "out.onnx")
+        attach(model.path, model.signature, taking(images), tmp_path / "out.onnx")
     assert message in caught.value.message
     assert (caught.value.hint == 'set `layout = "nchw"`') == ("layout" in settings)
     assert not (tmp_path / "out.onnx").exists()
@@ -172,10 +173,13 @@ def test_an_opset_that_is_raised_to_a_broken_model_says_what_to_export(
         make_spec("y", "float32", *shape),
     )
     with pytest.raises(
-        ModelUnsupported, match="does not run with its image pre-processing"
+        ModelUnsupported, match="does not run with its pre- and post-processing"
     ) as caught:
-        attach_image(
-            model.path, model.signature, {"x": ImageInput(size=(8, 8))}, tmp_path / "out.onnx"
+        attach(
+            model.path,
+            model.signature,
+            taking({"x": ImageInput(size=(8, 8))}),
+            tmp_path / "out.onnx",
         )
     assert caught.value.hint == "export the model with opset 18 or later"
 
@@ -185,11 +189,10 @@ def test_prepared_samples_are_what_the_model_takes(tmp_path: Path, make_cnn: Cal
     folder = tmp_path / "photos"
     folder.mkdir()
     photo(40, 30).save(folder / "a.png")
-    images = {"image": ImageInput(size=(16, 16))}
-    recipe = Recipe(model="m.onnx", name="m", images=images)
+    recipe = taking({"image": ImageInput(size=(16, 16))})
     source = DataSource(word="photos", path=folder)
     samples = load_samples(source, model.signature, recipe)
-    prepared = prepare(samples, images, model.signature)
+    prepared = prepare(samples, recipe, model.signature)
     assert prepared[0]["image"].shape == (1, 3, 16, 16)
     assert prepared[0]["image"].dtype == np.float32
     assert prepared.digest == samples.digest
@@ -220,19 +223,19 @@ def parity(tmp_path: Path) -> Callable[[str], dict[str, Any]]:
     (tmp_path / "training.py").write_text(TRANSFORM)
     for seed in range(2):
         photo(60, 40, seed).save(tmp_path / f"{seed}.png")
-    photos = [{"x": decode_image(tmp_path / f"{seed}.png")} for seed in range(2)]
+    photos = [decode_image(tmp_path / f"{seed}.png") for seed in range(2)]
 
     def check(function: str) -> dict[str, Any]:
         word = f"{tmp_path / 'training.py'}:{function}"
         settings = ImageInput(size=(12, 16), interpolation="bicubic", transform=word)
-        return check_image_parity(settings, photos)
+        return check_transform(settings, photos, preprocess_session(settings))
 
     return check
 
 
 def test_the_training_transform_is_matched_to_one_grey_level(parity: Callable) -> None:
     found = parity("right")
-    assert found["photos"] == 2
+    assert found["samples"] == 2
     assert found["grey_levels"] <= 1.001
 
 
@@ -257,5 +260,7 @@ def test_a_transform_that_cannot_be_compared_is_refused(
 
 
 def test_a_transform_that_is_no_file_is_refused() -> None:
+    settings = ImageInput(size=(8, 8), transform="nowhere.py:f")
+    compiled = preprocess_session(settings)
     with pytest.raises(UsageError, match="names no transform"):
-        check_image_parity(ImageInput(size=(8, 8), transform="nowhere.py:f"), [])
+        check_transform(settings, [], compiled)
