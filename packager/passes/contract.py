@@ -109,7 +109,8 @@ def apply(
     """Run passes in order; one that does not apply, fails or breaks the model is left out.
 
     After each pass that modified the model, the result must load and run on the probes, and for an
-    exact pass give the outputs of before.
+    exact pass give the outputs of before. Where it does not, the report names the node at which it
+    goes wrong.
 
     Args:
         passes: In order.
@@ -130,6 +131,7 @@ def apply(
         if reason is not None:
             reports.append(PassReport(name=step.name, status="skipped", reason=reason))
             continue
+        ran = None
         try:
             result = step.run(model, context)
             if result.modified:
@@ -141,6 +143,8 @@ def apply(
                 model, outputs = result.model, changed
         except faults as fault:
             why = first_line(fault)
+            if ran is not None:
+                why += _where(model, ran, context, faults, exact=step.exact)
             context.reporter.note(f"{step.name} was left out: {why}")
             reports.append(PassReport(name=step.name, status="left out", reason=why))
             continue
@@ -211,6 +215,25 @@ def first_line(fault: BaseException) -> str:
 def opset_of(model: Any) -> int:
     """Return the version of the default operator domain that a model imports."""
     return next((int(o.version) for o in model.opset_import if o.domain in ("", "ai.onnx")), 0)
+
+
+def _where(
+    before: Any,
+    after: Any,
+    context: PassContext,
+    faults: tuple[type[Exception], ...],
+    *,
+    exact: bool,
+) -> str:
+    from packager.passes.bisect import first_broken
+
+    if not context.probes:
+        return ""
+    relative = _EXACT_RELATIVE if exact else None
+    found = first_broken(
+        before, after, context.probes[0], context.workdir, faults=faults, relative=relative
+    )
+    return f", {found}" if found else ""
 
 
 def _check_outputs(
