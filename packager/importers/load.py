@@ -176,7 +176,7 @@ def import_model(
         parse_source(recipe.model), shapes=recipe.shapes, dims=recipe.dims, limits=limits
     )
     if request.kind != "onnx":
-        _require_torch()
+        require_torch()
     workdir = workdir.resolve()
     reporter.stage(f"import {_TITLES[request.kind]} `{request.source}`")
     try:
@@ -252,7 +252,8 @@ def _lies_beside(path: Path, name: str) -> bool:
         return False
 
 
-def _require_torch() -> None:
+def require_torch() -> None:
+    """Raise BackendMissing where torch is not installed."""
     if importlib.util.find_spec("torch") is None:
         raise BackendMissing(
             "torch is not installed, and this model needs it",
@@ -282,7 +283,7 @@ def _run_child(request: ImportRequest, workdir: Path) -> process.Completed:
         )
     try:
         return process.run(
-            _child_argv(workdir),
+            child_argv("packager.importers.child", workdir),
             timeout_s=wall_s,
             check=False,
             cwd=Path(request.folder) if request.folder else workdir,
@@ -297,8 +298,8 @@ def _run_child(request: ImportRequest, workdir: Path) -> process.Completed:
         ) from fault
 
 
-def _child_argv(workdir: Path) -> list[str]:
-    """Return the child's command.
+def child_argv(module: str, workdir: Path) -> list[str]:
+    """Return the command that runs `main(workdir)` of one of our modules on the user's code.
 
     `-P` keeps the current folder off the import path: a model's folder may hold an `onnx.py`.
     `-B` leaves no `__pycache__` beside the user's files.
@@ -306,7 +307,7 @@ def _child_argv(workdir: Path) -> list[str]:
     root = str(Path(errors.__file__).resolve().parent.parent)
     program = (
         f"import sys\nif {root!r} not in sys.path: sys.path.insert(0, {root!r})\n"
-        "from packager.importers.child import main\nsys.exit(main(sys.argv[1]))"
+        f"from {module} import main\nsys.exit(main(sys.argv[1]))"
     )
     return [sys.executable, "-P", "-B", "-c", program, str(workdir)]
 

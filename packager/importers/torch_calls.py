@@ -61,9 +61,14 @@ class Callee:
                     hint="remove the randomness from `forward`, or seed it there",
                 )
 
-    def wrapper(self) -> torch.nn.Module:
-        """Return a module that takes the inputs by position and returns a flat tuple."""
-        return _Flat(self.module, list(self.examples), keywords=self._keywords)
+    def wrapper(self, module: torch.nn.Module | None = None) -> torch.nn.Module:
+        """Return a module that takes the inputs by position and returns a flat tuple.
+
+        Args:
+            module: Another one that is called the same way; None for this one.
+        """
+        chosen = self.module if module is None else module
+        return _Flat(chosen, list(self.examples), keywords=self._keywords)
 
     def outputs(self, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Run the module on inputs and return its outputs by name."""

@@ -49,7 +49,7 @@ def import_torch_module(request: ImportRequest, workdir: Path) -> Imported:
         provenance=Provenance(
             kind="torch",
             source=request.source,
-            source_sha256=_digest(module, request, examples),
+            source_sha256=module_digest(module, request, examples),
             exporter=taken.rung,
             rungs=taken.rungs,
             notes=taken.notes,
@@ -67,7 +67,7 @@ def make(request: ImportRequest) -> tuple[Any, dict[str, Any]]:
 
     # The fused encoder layer has no ONNX form; its plain form computes the same.
     torch.backends.mha.set_fastpath_enabled(False)
-    loaded = _load(request)
+    loaded = load_code(request)
     factory = getattr(loaded, request.factory, None)
     if not callable(factory):
         offered = [n for n, v in vars(loaded).items() if inspect.isfunction(v) and n[0] != "_"]
@@ -105,11 +105,14 @@ def make(request: ImportRequest) -> tuple[Any, dict[str, Any]]:
     return module, {name: value.detach().cpu() for name, value in examples.items()}
 
 
-def _load(request: ImportRequest) -> ModuleType:
+def load_code(request: ImportRequest) -> ModuleType:
     """Import the file or module that holds the factory.
 
     A file's folder comes first on the import path, as `python file.py` has it; for a module it
     is the folder the user works in.
+
+    Raises:
+        ModelUnsupported: it cannot be found, or raises.
     """
     try:
         if request.module:
@@ -152,7 +155,7 @@ def _hint(request: ImportRequest) -> str:
     return f"end `{request.factory}` with `return module, {{'x': torch.zeros(1, 3, 224, 224)}}`"
 
 
-def _digest(module: Any, request: ImportRequest, examples: dict[str, Any]) -> str:
+def module_digest(module: Any, request: ImportRequest, examples: dict[str, Any]) -> str:
     """Return a digest of the weights, of the code of every class used, and of the examples' form.
 
     Classes of torch itself count by name and torch's version, so that two folders and two

@@ -71,7 +71,7 @@ class Compression:
         precision: One of PRECISIONS; `auto` leaves the choice to the search.
         objective: One of OBJECTIVES: what the best candidate is best at.
         metric: A name from `checks.metrics`, or `file.py:function`; empty for none.
-        max_drop: The budget in that metric.
+        max_drop: The budget in that metric; one hundredth where only the metric is named.
         time_budget_s: The search starts no further candidate after this time.
         min_cosine: A candidate whose mean cosine similarity is below has drifted.
         min_agreement: A candidate whose top-1 agreement is below has drifted whatever its metric
@@ -82,7 +82,7 @@ class Compression:
     precision: str = "auto"
     objective: str = "latency"
     metric: str = ""
-    max_drop: Drop = field(default_factory=lambda: Drop(value=0.01))
+    max_drop: Drop | None = None
     time_budget_s: float = 600.0
     min_cosine: float = 0.99
     min_agreement: float = 0.9
@@ -94,12 +94,14 @@ class Training:
     """Compression that trains: `[train]` in a recipe; only for a torch module from a factory.
 
     Attributes:
-        function: The user's hook, `file.py:function(module, session)`, see `training.hook`.
+        function: The user's hook, `file.py:function(module, session)`, see `training.Session`.
         prune: Share of the parameters to remove by pruning channels and heads; 0 for none.
         sparsity: `2:4` for targets that run it, else empty.
         quantize: Train with simulated int8 quantization.
         distill: Give the hook the original as a teacher.
-        time_limit_s: How long the hook may take.
+        student: Another factory, `file.py:make_student`: its module is trained by the hook with
+            the original as its teacher, and then competes with it.
+        time_limit_s: How long the hook may take for each of the forms above.
     """
 
     function: str | None = None
@@ -107,6 +109,7 @@ class Training:
     sparsity: str = ""
     quantize: bool = False
     distill: bool = False
+    student: str | None = None
     time_limit_s: float = 600.0
 
 

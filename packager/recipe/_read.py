@@ -45,7 +45,7 @@ _CHOICES: Final[dict[type[Any], dict[str, tuple[str, ...]]]] = {
     Training: {"sparsity": ("", "2:4")},
 }
 # Words that name a Python function in a file beside the recipe.
-_FUNCTIONS: Final = ("transform", "function", "metric")
+_FUNCTIONS: Final = ("transform", "function", "metric", "student")
 _INPUTS: Final = {"image": ImageInput, "audio": AudioInput, "columns": ColumnsInput}
 _FIELD_OF_INPUT: Final = {"image": "images", "audio": "audio", "columns": "columns"}
 
