@@ -48,8 +48,8 @@ def _random_sample(made: Samples, index: int, recipe: Recipe) -> Sample:
     sample = dict(made[index])
     for name, columns in recipe.columns.items():
         array = sample.get(name)
-        if array is not None and array.dtype.kind == "f" and columns.mean and columns.std:
-            scaled = array * np.asarray(columns.std) + np.asarray(columns.mean)
+        if array is not None and array.dtype.kind == "f" and (columns.mean or columns.std):
+            scaled = array * np.asarray(columns.std or 1.0) + np.asarray(columns.mean or 0.0)
             sample[name] = scaled.astype(array.dtype)
     return sample
 
