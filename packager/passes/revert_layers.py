@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any, Final
 
-from packager.passes.graph import all_nodes, fresh_name
+from packager.passes.graph import all_nodes
 from packager.passes.layer_inputs import attribute_of
 from packager.passes.quantizer import name_nodes
 from packager.passes.shield_float import shield_float_layers
@@ -230,8 +230,9 @@ def _restore(model: Any, graph: _Graph, originals: dict[str, Any], reference: An
             floats[node.output[0]] = value
     have = {tensor.name: tensor for tensor in model.graph.initializer}
     placed: dict[str, str] = {}
-    for name, original in originals.items():
-        node = graph.nodes[name]
+    taken = {*graph.producer, *graph.sizes, *(value.name for value in model.graph.input)}
+    for original in originals.values():
+        node = graph.nodes[original.name]
         # The quantizer multiplies the bias of a Gemm by its beta, and sets that to 1.
         del node.attribute[:]
         node.attribute.extend(original.attribute)
@@ -241,7 +242,11 @@ def _restore(model: Any, graph: _Graph, originals: dict[str, Any], reference: An
                 continue
             if wanted not in placed:
                 same = wanted in have and _same(have[wanted], floats[wanted])
-                placed[wanted] = wanted if same else fresh_name(model, wanted)
+                name = wanted
+                while name in taken and not same:
+                    name += "_float"
+                placed[wanted] = name
+                taken.add(name)
                 if not same:
                     tensor = onnx.TensorProto()
                     tensor.CopyFrom(floats[wanted])
