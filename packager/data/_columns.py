@@ -104,7 +104,9 @@ def row_arrays(
             values += [_value(part, spec.dtype, column, where) for part in _flat(parts)]
         shape = _row_shape(spec, len(values), f"{where}: `{name}`")
         dtype = np.str_ if spec.dtype == "string" else _wide(spec.dtype)
-        arrays[name] = np.array(values, dtype).reshape(shape)
+        with np.errstate(over="ignore"):
+            # What is too large for a half becomes infinity here, which is refused next.
+            arrays[name] = np.array(values, dtype).reshape(shape)
     return arrays
 
 
