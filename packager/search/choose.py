@@ -138,7 +138,10 @@ class Search:
         """Judge the forms that may be asked for and return the best that keeps the budget."""
         asked = self._setting.compression.precision
         forms = table_of_forms(self._setting.compression, tuple(self._setting.data.sources))
-        tried = [f for f in forms if f.name == PLAIN or f.asked_by(asked)]
+        tried = [
+            f for f in forms
+            if f.name == PLAIN or f.asked_by(self._setting.compression, self._setting.target)
+        ]  # fmt: skip
         forced = asked not in ("auto", PLAIN)
         self._check_data(tried, asked, forced=forced)
         self._say_what_is_compared()
@@ -211,7 +214,7 @@ class Search:
         usable = [s for s in form.shapes if not isinstance(
             self._judge.maker.graph(s, form.source), NotMade)]  # fmt: skip
         if not usable:
-            return dataclasses.replace(form, shapes=(CLEANED,))
+            return form
 
         def time_of(shape: str) -> float:
             name = PLAIN if shape == CLEANED else f"{PLAIN}-{shape}"

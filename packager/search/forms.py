@@ -6,16 +6,20 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from packager.passes.clean_up import CleanUp
+from packager.passes.float16 import BFloat16, Float16
+from packager.passes.fuse_transformer import FuseTransformer
 from packager.passes.int8_dynamic import Int8Dynamic
 from packager.passes.int8_static import Int8Static
 from packager.passes.raise_opset import RaiseOpset
 from packager.passes.round_weights import RoundWeights
+from packager.passes.weight_only import WeightOnly
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from packager.passes.contract import Pass
     from packager.recipe import Compression
+    from packager.target import Target
 
 PLAIN: Final = "fp32"
 CLEANED: Final = "cleaned"
@@ -23,6 +27,7 @@ _RAISED: Final = RaiseOpset(least=13)
 # Graphs that compute the same: engines run one faster than the other.
 SHAPES: Final[Mapping[str, tuple[Pass, ...]]] = {
     CLEANED: (CleanUp(),),
+    "transformer": (CleanUp(), FuseTransformer()),
 }
 
 
@@ -66,11 +71,17 @@ class Form:
         """Return the name of the form in the table that this one comes from."""
         return self.name if not self.float_layers else self.name.rpartition("-mixed")[0]
 
-    def asked_by(self, precision: str) -> bool:
-        """Tell whether a recipe's `precision` allows this form."""
-        return precision in ("auto", self.name, self.precision) or (
-            precision == "int8" and self.precision.startswith("int8")
-        )
+    def asked_by(self, compression: Compression, target: Target) -> bool:
+        """Tell whether a recipe allows this form, or, where it leaves it open, the target does."""
+        asked = compression.precision
+        if asked == "auto":
+            # For size alone, what the target runs slowly may do as well.
+            return compression.objective == "size" or any(
+                self.precision in (wanted, f"{wanted}-static", f"{wanted}-dynamic")
+                for wanted in (PLAIN, *target.precisions)
+            )
+        int8 = ("int8-static", "int8-dynamic")
+        return asked in (self.name, self.precision) or (asked == "int8" and self.precision in int8)
 
     def with_float(self, layers: tuple[str, ...]) -> Form:
         """Return the form with these layers in float."""
@@ -127,7 +138,13 @@ def _forms(compression: Compression) -> list[Form]:
         if shape != CLEANED
     ]
     found += [
-        Form(name="int8-dynamic", precision="int8-dynamic", passes=(Int8Dynamic(),), rank=2),
+        Form(
+            name="int8-dynamic",
+            precision="int8-dynamic",
+            shapes=("transformer", CLEANED),
+            passes=(Int8Dynamic(),),
+            rank=2,
+        ),
         Form(
             name="int8-static",
             precision="int8-static",
@@ -140,5 +157,11 @@ def _forms(compression: Compression) -> list[Form]:
             passes=(_RAISED, static),
             variant=True,
         ),
+    ]
+    found += [
+        Form(name="fp16", precision="fp16", passes=(Float16(),)),
+        Form(name="bf16", precision="bf16", passes=(BFloat16(),)),
+        Form(name="int8-weights", precision="int8-weights", passes=(WeightOnly(bits=8),)),
+        Form(name="int4-weights", precision="int4", passes=(WeightOnly(bits=4),)),
     ]
     return found

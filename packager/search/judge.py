@@ -72,7 +72,8 @@ class Judge:
         """
         known = self._journal.find(form)
         if known is not None:
-            self._setting.reporter.note(f"{form.name}: judged before the interruption")
+            if known.path is not None:
+                self._setting.reporter.note(f"{form.name}: judged before the interruption")
             self.evaluations += known.parity is not None
             return known
         candidate = self._judged(form, forced=forced)
@@ -138,12 +139,17 @@ class Judge:
             blank,
             path=path,
             size_bytes=path.stat().st_size,
-            scheme=self._setting.target.quantization.in_words() if form.passes else "",
+            scheme=self._scheme(form),
             reason="; ".join([*said, *made.notes]),
         )
         if form.precision == "fp32" and form.name == "fp32":
             return self._judge_plain(candidate, made)
         return self._held_to_gain(self._held_to_budget(candidate))
+
+    def _scheme(self, form: Form) -> str:
+        if form.precision.startswith("int8-") and form.precision != "int8-weights":
+            return self._setting.target.quantization.in_words()
+        return ""
 
     def _rule_of_thumb(self, form: Form, *, forced: bool) -> str | None:
         setting = self._setting

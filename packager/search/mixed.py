@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from packager.artifact import LayerChoice
 from packager.search.maker import NotMade
+from packager.search.sensitivity import rank_layers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -19,13 +20,12 @@ if TYPE_CHECKING:
 
 # Samples that the layers are ranked on: a ranking needs an order, not a metric.
 _RANKED_ON: Final = 4
+_RANKING_S: Final = 60.0
 _REFINED: Final = 3
 
 
 def rank(judge: Judge, setting: Setting, form: Form) -> tuple[LayerSensitivity, ...]:
     """Return the quantized layers of a form, the one that costs most accuracy first."""
-    from packager.search.sensitivity import rank_layers
-
     made = judge.maker.make(form)
     if isinstance(made, NotMade) or setting.calibration is None:
         return ()
@@ -36,6 +36,7 @@ def rank(judge: Judge, setting: Setting, form: Form) -> tuple[LayerSensitivity, 
         workdir=setting.workdir,
         threads=setting.threads,
         reporter=setting.reporter,
+        limit_s=_RANKING_S,
     )
 
 

@@ -57,7 +57,7 @@ def measured_record(
             }
             for layer in ranking
         ],
-        "coverage": [],
+        "coverage": _coverage(setting, chosen),
         "data": {
             "calibration": _told(setting.calibration),
             "comparison": _told(setting.comparison),
