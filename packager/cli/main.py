@@ -21,7 +21,7 @@ from packager.errors import EdgepackError
 _BUG = 70
 _INTERRUPTED = 130
 _COMMANDS = (
-    "demo", "inspect", "targets", "compress", "build", "predict", "run", "bench",
+    "demo", "inspect", "targets", "compress", "build", "report", "predict", "run", "bench",
     "verify", "doctor",
 )  # fmt: skip
 
