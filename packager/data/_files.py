@@ -32,7 +32,7 @@ def files_below(folder: Path) -> list[Path]:
     def refuse(fault: OSError) -> None:
         raise InputOutputError(f"`{fault.filename}` cannot be read: {fault.strerror}") from fault
 
-    top = folder.resolve()
+    top = os.path.realpath(folder)
     found: list[Path] = []
     for base, folders, names in os.walk(folder, onerror=refuse):
         folders[:] = [name for name in folders if not name.startswith(".")]
@@ -46,7 +46,8 @@ def files_below(folder: Path) -> list[Path]:
                 )
         found += [Path(base) / name for name in names if not name.startswith(".")]
     for path in found:
-        if path.is_symlink() and not path.resolve().is_relative_to(top):
+        # `Path.resolve` raises for links that lead round; those are refused when they are read.
+        if path.is_symlink() and not Path(os.path.realpath(path)).is_relative_to(top):
             raise UsageError(
                 f"`{path}` is a link that leads out of the source",
                 accepted="files that lie in the source",
