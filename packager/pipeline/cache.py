@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from dataclasses import asdict, is_dataclass
+from dataclasses import asdict, fields, is_dataclass
 from importlib import metadata
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import packager
-from packager.manifest import canonical_json, sha256_of
-
-if TYPE_CHECKING:
-    from pathlib import Path
+from packager.manifest import canonical_json, sha256_file, sha256_of
 
 _TOOLS = ("numpy", "onnx", "onnxruntime", "onnxscript", "onnxslim", "pillow", "torch")
 
@@ -39,6 +37,26 @@ def wire_form(value: Any) -> Any:
         return {str(key): wire_form(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [wire_form(item) for item in value]
+    return value if isinstance(value, str | int | float | bool | None) else str(value)
+
+
+def content_form(value: Any) -> Any:
+    """Return the same, with files by the digest of their content instead of by their place.
+
+    Paths, and words of the form `file.py:function`, become digests: what a function's file imports
+    is not known and not in it.
+    """
+    if is_dataclass(value) and not isinstance(value, type):
+        return {f.name: content_form(getattr(value, f.name)) for f in fields(value)}
+    if isinstance(value, dict):
+        return {str(key): content_form(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [content_form(item) for item in value]
+    file, colon, function = value.rpartition(":") if isinstance(value, str) else ("", "", "")
+    if file.endswith(".py") and Path(file).is_file():
+        return f"{sha256_file(Path(file))}{colon}{function}"
+    if isinstance(value, Path):
+        return sha256_file(value) if value.is_file() else value.name
     return value if isinstance(value, str | int | float | bool | None) else str(value)
 
 

@@ -6,14 +6,15 @@ import contextlib
 import dataclasses
 import fcntl
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from packager.manifest import sha256_file
-from packager.pipeline.cache import stage_key
+from packager.pipeline.cache import content_form, stage_key
+from packager.pipeline.training import Trained, training_stage
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+    from pathlib import Path
 
     from packager.artifact import Artifact
     from packager.console import Reporter
@@ -56,7 +57,8 @@ def compress_stage(
     from packager.search.choose import choose
     from packager.search.outcome import Outcome
 
-    key = search_key(recipe, target, model, data, locked=locked)
+    trained = training_stage(recipe, target, model, data, cache=cache, work=work, reporter=reporter)
+    key = search_key(recipe, target, model, data, trained, locked=locked)
     folder = cache.find(key)
     if folder is not None:
         reporter.stage(f"compress for {target.name}: already done")
@@ -65,7 +67,7 @@ def compress_stage(
             outcome = choose(
                 model,
                 target,
-                _search_data(recipe, model, data),
+                _search_data(recipe, model, data, trained),
                 recipe.compress,
                 locked=locked,
                 threads=target.threads,
@@ -82,6 +84,10 @@ def compress_stage(
     artifact = build(
         model, outcome.candidates, target=target, recipe=recipe, workdir=artifact_folder
     )
+    if trained.facts:
+        artifact = dataclasses.replace(
+            artifact, facts={**artifact.facts, "training": trained.facts}
+        )
     return _with_transforms(artifact, recipe, data.calibration, reporter), outcome
 
 
@@ -90,6 +96,7 @@ def search_key(
     target: Target,
     model: Model,
     data: Data,
+    trained: Trained,
     *,
     locked: Mapping[str, Any] | None,
 ) -> str:
@@ -108,22 +115,18 @@ def search_key(
         threads=target.threads,
         calibration=_digest(data.calibration),
         evaluation=_digest(data.evaluation),
-        images={name: dataclasses.replace(i, labels=None) for name, i in recipe.images.items()},
-        audio=recipe.audio,
-        columns=recipe.columns,
-        text=recipe.text,
-        outputs=recipe.outputs,
-        boxes=recipe.boxes,
-        compress=recipe.compress,
-        metric=_function_digest(recipe.compress.metric),
-        train=recipe.train,
+        processing=content_form(
+            [recipe.images, recipe.audio, recipe.columns, recipe.text, recipe.outputs, recipe.boxes]
+        ),
+        compress=content_form(recipe.compress),
+        trained=trained.digest,
         seed=recipe.seed,
         locked=locked,
         host=host_level(),
     )
 
 
-def _search_data(recipe: Recipe, model: Model, data: Data) -> SearchData:
+def _search_data(recipe: Recipe, model: Model, data: Data, trained: Trained) -> SearchData:
     from packager.passes.inputs import prepare, served_signature
     from packager.passes.outputs import finisher
     from packager.search.setting import SearchData
@@ -137,6 +140,7 @@ def _search_data(recipe: Recipe, model: Model, data: Data) -> SearchData:
         finish=finisher(recipe, model.signature),
         outputs=served_signature(model.signature, recipe),
         alphabet=_alphabet(recipe),
+        sources=trained.sources,
     )
 
 
@@ -153,12 +157,6 @@ def _alphabet(recipe: Recipe) -> tuple[str, ...]:
 
 def _digest(samples: Samples | None) -> str | None:
     return samples.digest if samples is not None else None
-
-
-def _function_digest(word: str) -> str:
-    """Return the digest of a user's file behind `file.py:function`; of what it imports, nothing."""
-    file, _, function = word.rpartition(":")
-    return f"{sha256_file(Path(file))}:{function}" if file.endswith(".py") else word
 
 
 @contextlib.contextmanager

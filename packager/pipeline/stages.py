@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from packager.errors import UsageError
-from packager.manifest import canonical_json, sha256_file, sha256_of
-from packager.pipeline.cache import stage_key, wire_form
+from packager.manifest import canonical_json, sha256_of
+from packager.pipeline.cache import content_form, stage_key
 
 if TYPE_CHECKING:
     from packager.artifact import Artifact
@@ -115,16 +115,18 @@ def _tell(what: str, samples: Samples, reporter: Reporter) -> None:
 
 def input_digests(recipe: Recipe, model: Model, data: Data) -> dict[str, str]:
     """Return the digest of everything a bundle is made from, by name; no folder enters."""
-    wire = dataclasses.asdict(recipe)
-    for key in ("model", "file", "calibration", "evaluation", "golden", "targets"):
-        wire.pop(key)
-    for image in wire["images"].values():
-        labels = image.pop("labels")
-        image["labels_sha256"] = sha256_file(labels) if labels is not None else None
-        image["transform"] = None
+    # Their content has digests of its own; a training transform is only compared with.
+    apart = ("model", "file", "calibration", "evaluation", "golden", "targets")
+    wire = {f.name: getattr(recipe, f.name) for f in dataclasses.fields(recipe)}
+    for name in apart:
+        wire.pop(name)
+    for kind in ("images", "audio"):
+        wire[kind] = {
+            name: dataclasses.replace(entry, transform=None) for name, entry in wire[kind].items()
+        }
     digests = {
         "model": model.provenance.source_sha256,
-        "recipe": sha256_of(canonical_json(wire_form(wire))),
+        "recipe": sha256_of(canonical_json(content_form(wire))),
     }
     for name, samples in (("calibration", data.calibration), ("evaluation", data.evaluation)):
         if samples is not None:

@@ -19,7 +19,7 @@ from packager.search.maker import NotMade
 from packager.search.mixed import layer_choices, rank, search_mixed
 from packager.search.outcome import Outcome
 from packager.search.setting import SearchData, Setting, metric_and_budget, split_data
-from packager.search.table import as_table, describe
+from packager.search.table import as_table, describe, joined
 from packager.search.telling import measured_record
 
 if TYPE_CHECKING:
@@ -104,6 +104,12 @@ def choose(
     return search.outcome(chosen, began=began)
 
 
+_SHORT: Final = {
+    "slower": "is slower", "larger": "is larger", "drifted": "misses the budget",
+    "passed": "is behind", "failed": "does not run",
+}  # fmt: skip
+
+
 class Search:
     """One search: the forms that were judged, in order, and what they said."""
 
@@ -165,7 +171,7 @@ class Search:
         final = dataclasses.replace(
             chosen,
             verdict="chosen",
-            reason=_why(chosen),
+            reason=self._why(chosen),
             layers=layer_choices(ranking, form.float_layers) if ranking else (),
         )
         self._found[chosen.name] = final
@@ -288,6 +294,16 @@ class Search:
                 return confirmed
             self._setting.reporter.note(describe(confirmed))
 
+    def _why(self, chosen: Candidate) -> str:
+        if chosen.verdict in ("slower", "larger"):
+            return f"asked for by name, though it has {chosen.reason}"
+        others = [c for c in self._found.values() if c.path is not None and c is not chosen]
+        compressed = [c for c in others if self._forms[c.name].precision != PLAIN]
+        if self._forms[chosen.name].precision != PLAIN or not compressed:
+            return chosen.reason
+        told = ", ".join(f"{c.name} {_SHORT.get(c.verdict, c.verdict)}" for c in compressed)
+        return joined(f"nothing compressed is better: {told}", chosen.reason)
+
     def _missed(self, asked: str) -> BudgetMissed:
         tried = [c for c in self._found.values() if self._forms[c.name].precision != PLAIN]
         reasons = "; ".join(f"{c.name}: {c.reason}" for c in tried if c.reason)
@@ -296,12 +312,6 @@ class Search:
             f"`{asked}` does not keep the budget: {reasons}\n" + "\n".join(lines),
             hint="give more calibration data, or leave the choice open with `--precision auto`",
         )
-
-
-def _why(candidate: Candidate) -> str:
-    if candidate.verdict in ("slower", "larger"):
-        return f"asked for by name, though it has {candidate.reason}"
-    return candidate.reason
 
 
 def _as_it_came(model: Model, workdir: Path, reporter: Reporter) -> Candidate:
