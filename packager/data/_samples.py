@@ -86,6 +86,15 @@ class Samples(Sequence["Sample"]):
             contents=tuple(self.contents[index] for index in indices),
         )
 
+    def spread(self, most: int) -> Self:
+        """Return at most `most` samples, drawn by the digest over the whole set, in its order.
+
+        The first ones of a folder are often all of one class.
+        """
+        if len(self) <= most:
+            return self
+        return self.take(sorted(self._drawn()[:most]))
+
     def map(self, change: Callable[[Sample], Sample]) -> Self:
         """Return the same samples passed through `change` on each use."""
 
@@ -109,11 +118,14 @@ class Samples(Sequence["Sample"]):
         """
         if len(self) < 2:
             return self, self
-        order = sorted(
-            range(len(self)), key=lambda i: hashlib.sha256(f"{self.digest}:{i}".encode()).digest()
-        )
+        order = self._drawn()
         held = min(max(round(len(self) * holdout), 1), len(self) - 1)
         return self.take(sorted(order[held:])), self.take(sorted(order[:held]))
+
+    def _drawn(self) -> list[int]:
+        return sorted(
+            range(len(self)), key=lambda i: hashlib.sha256(f"{self.digest}:{i}".encode()).digest()
+        )
 
     def _with(
         self,

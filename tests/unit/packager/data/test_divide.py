@@ -94,3 +94,13 @@ def test_shared_samples_are_counted_by_their_contents(
 def test_samples_that_do_not_match_in_number_are_a_fault_of_ours() -> None:
     with pytest.raises(ValueError, match="1 for 2 samples"):
         make(["a", "b"], [np.array([0])])
+
+
+def test_a_spread_is_drawn_over_the_whole_set_and_keeps_its_order() -> None:
+    samples = make([f"{index:03}" for index in range(100)])
+    some = samples.spread(20)
+    assert len(some) == 20
+    assert list(some.contents) == sorted(some.contents)
+    assert int(some.contents[-1]) > 60
+    assert samples.spread(20).names == some.names
+    assert samples.spread(100) is samples
