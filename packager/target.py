@@ -104,6 +104,7 @@ class Target:
         memory_mib: Memory of the whole device.
         threads: Intra-op threads of the engine; 0 for one per core of the device.
         precisions: What the target runs fast, best first.
+        sparsity: Patterns of zero weights that the target's kernels gain from, as `2:4`.
         emulators: CPU models of `qemu-<arch>` under which artifacts are checked as well.
         verified: How this target was tried, in a sentence.
     """
@@ -122,6 +123,7 @@ class Target:
     quantization: Quantization
     cpu_features_all: tuple[str, ...] = ()
     cpu_features_any: tuple[str, ...] = ()
+    sparsity: tuple[str, ...] = ()
     emulators: tuple[str, ...] = ()
     verified: str = "not run"
     board: str | None = None
