@@ -93,6 +93,9 @@ def render_report(record: Part, manifest: Part) -> tuple[str, list[str]]:
         "environment": sections.environment(record, manifest),
         "command": search.text("command", most=_MOST_COMMAND),
     }
+    # An empty list there is a finding, not a gap.
+    found_nothing = ("disagreements", "coverage")
+    looked_for = [name for name in found_nothing if isinstance(search.wire.get(name), list)]
     page = _environment().get_template(_TEMPLATE).render(
         style=style,
         style_digest=base64.b64encode(hashlib.sha256(style.encode()).digest()).decode(),
@@ -100,11 +103,10 @@ def render_report(record: Part, manifest: Part) -> tuple[str, list[str]]:
         metric=metric,
         search_facts=sections.search_facts(search),
         plots=plots_of(rows, metric=metric, budget=sections.budget_of(search)),
-        coverage_known="coverage" in search.wire,
-        disagreements_known="disagreements" in search.wire,
+        looked_for=looked_for,
         **shown,
     )  # fmt: skip
-    return page, [name for name, value in shown.items() if not value]
+    return page, [name for name, value in shown.items() if not value and name not in looked_for]
 
 
 def _check_output(output: Path, bundle: Path, record: Path) -> None:
