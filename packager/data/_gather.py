@@ -138,7 +138,9 @@ class Gathering:
             return settle_labels(self._labels, self._rows, self._names, self.classes)
         except UsageError as fault:
             if self.labelled:
-                raise
+                raise UsageError(
+                    f"`{self.word}`: {fault.message}", accepted=fault.accepted, hint=fault.hint
+                ) from fault
             self.note(f"labels were left out: {fault.message}")
             return None
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import tempfile
+import tokenize
 import zipfile
 import zlib
 from typing import TYPE_CHECKING, Any, BinaryIO, Final
@@ -16,9 +18,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _CHUNK: Final = 1 << 20
+# What numpy's reader of headers, a Python expression, and zipfile raise for damaged files.
 _FAULTS: Final = (
-    ValueError, OSError, EOFError, KeyError, NotImplementedError, RuntimeError, MemoryError,
-    zipfile.BadZipFile, zlib.error,
+    ValueError, TypeError, OSError, EOFError, KeyError, RuntimeError, MemoryError, SyntaxError,
+    tokenize.TokenError, zipfile.BadZipFile, zlib.error,
 )  # fmt: skip
 
 
@@ -188,7 +191,8 @@ def _copy(source: Any, target: Any) -> None:
 
 
 def _refused(path: Path, fault: Exception) -> UsageError | InputOutputError:
-    if isinstance(fault, OSError) and fault.strerror is not None:
+    # An archive with false offsets makes the seek invalid, not the disk.
+    if isinstance(fault, OSError) and fault.errno not in {None, errno.EINVAL}:
         return InputOutputError(f"`{path}` cannot be read: {fault.strerror}")
     if "allow_pickle" in str(fault):
         return UsageError(

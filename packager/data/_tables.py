@@ -84,7 +84,8 @@ def _plan(path: Path, signature: Signature, recipe: Recipe) -> ColumnPlan:
     elif kind == ".csv":
         header = _csv_header(path)
     else:
-        header = _parquet(path).schema_arrow.names
+        with _parquet(path) as file:
+            header = _parquet_names(path, file)
     return plan_columns(header, signature, recipe, f"`{path}`")
 
 
@@ -182,13 +183,21 @@ def _parquet(path: Path) -> Any:
         ) from fault
     try:
         file = pyarrow.parquet.ParquetFile(path)
-    except (pyarrow.ArrowException, OSError) as fault:
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as fault:
         raise UsageError(f"`{path}` is not a readable Parquet file: {fault}") from fault
     if file.metadata.num_rows > MOST_SAMPLES:
         rows = file.metadata.num_rows
         file.close()
         raise UsageError(f"`{path}` has {rows} rows", accepted=f"up to {MOST_SAMPLES}")
     return file
+
+
+def _parquet_names(path: Path, file: Any) -> list[str]:
+    try:
+        names: list[str] = file.schema_arrow.names
+    except UnicodeDecodeError as fault:
+        raise UsageError(f"`{path}` is not a readable Parquet file: {fault}") from fault
+    return names
 
 
 def _parquet_rows(path: Path, columns: Sequence[str]) -> Iterator[Row]:
@@ -201,5 +210,5 @@ def _parquet_rows(path: Path, columns: Sequence[str]) -> Iterator[Row]:
                 for cells in batch.to_pylist():
                     yield f"row {number}", cells
                     number += 1
-        except (pyarrow.ArrowException, OSError) as fault:
-            raise UsageError(f"`{path}`, after row {number}: {fault}") from fault
+        except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as fault:
+            raise UsageError(f"`{path}`, row {number}: {fault}") from fault
