@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from markupsafe import Markup
 
-_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 14, 26, 38
+_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 14, 26, 46
 _HEIGHT: Final = 260
 _ROW: Final = 30
 _BINS: Final = 36
@@ -92,7 +92,7 @@ def scatter(
         element("text", short(t), x=_LEFT - 6, y=y(t) + 4, text_anchor="end") for t in y_ticks
     ]
     parts += [
-        element("text", short(t), x=x(t), y=_HEIGHT - _BOTTOM + 15, text_anchor="middle")
+        element("text", short(t), x=x(t), y=_HEIGHT - _BOTTOM + 25, text_anchor="middle")
         for t in x_ticks
     ]
     middle = _LEFT + width / 2
