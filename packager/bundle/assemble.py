@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import zipfile
 from dataclasses import dataclass
 from importlib import metadata
@@ -12,7 +11,8 @@ from typing import TYPE_CHECKING, Any, Final
 import packager
 from packager.bundle.archive import Entry, write_archive
 from packager.bundle.render import render_server
-from packager.errors import InputOutputError, UsageError
+from packager.bundle.results import make_readable
+from packager.errors import InputOutputError
 from packager.manifest import FORMAT
 from packager.recipe import check_name, check_version, default_sequence
 from packager.resources import data_dir
@@ -23,12 +23,10 @@ if TYPE_CHECKING:
     from packager.artifact import Artifact
     from packager.bundle.golden import Golden
     from packager.bundle.library import FetchedLibrary
-    from packager.model import Signature
     from packager.recipe import Recipe
     from packager.target import Target
 
 _LIBRARY: Final = "lib/libonnxruntime.so"
-_SAFE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _KINDS: Final = ("model", "lib", "runtime", "golden", "licenses", "labels", "server")
 
 
@@ -76,7 +74,7 @@ def assemble(
     """
     name, version = check_name(recipe.name), check_version(recipe.version)
     model_path = f"model/model{artifact.path.suffix}"
-    labels = _labels(recipe, artifact.signature)
+    readable = make_readable(recipe, artifact.model.signature)
     manifest = {
         "format": FORMAT,
         "requires": ["xz"],
@@ -100,7 +98,8 @@ def assemble(
             "exporter": artifact.model.provenance.exporter,
             "signature": artifact.signature.to_json(),
             "images": {key: {"size": list(image.size)} for key, image in recipe.images.items()},
-            "labels": {output: entry.path for output, entry in labels.items()},
+            **readable.fields,
+            **_decoding(recipe),
         },
         "golden": golden.table,
         "server": {
@@ -116,7 +115,7 @@ def assemble(
         *(Entry(path=path, source=data) for path, data in render_server(manifest).items()),
         *_runtime(),
         *golden.entries,
-        *labels.values(),
+        *readable.entries,
         *_licenses(target, library),
     ]
     out = out_dir / f"{name}-{version}-{target.name}.edgepack"
@@ -159,26 +158,19 @@ def _runtime() -> list[Entry]:
     ]
 
 
-def _labels(recipe: Recipe, signature: Signature) -> dict[str, Entry]:
-    """Return the labels of the first output, which the first image input with labels names."""
-    files = [image.labels for image in recipe.images.values() if image.labels is not None]
-    if not files:
-        return {}
-    output = signature.outputs[0]
-    try:
-        lines = files[0].read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as fault:
-        raise InputOutputError(f"`{files[0]}` cannot be read as text: {fault}") from fault
-    names = [line.strip() for line in lines]
-    classes = output.shape[-1].size if output.shape else None
-    if classes is not None and len(names) != classes:
-        raise UsageError(
-            f"`{files[0].name}` has {len(names)} lines for {classes} classes of `{output.name}`",
-            accepted="one class name per line",
-        )
-    stem = output.name if _SAFE.fullmatch(output.name) else "output"
-    text = "".join(f"{name}\n" for name in names)
-    return {output.name: Entry(path=f"labels/{stem}.txt", source=text.encode(), compress=True)}
+def _decoding(recipe: Recipe) -> dict[str, Any]:
+    """Return how a host decodes sounds and tables; without the keys where there are none."""
+    found: dict[str, Any] = {}
+    if recipe.audio:
+        found["audio"] = {
+            name: {"sample_rate": audio.sample_rate, "window": audio.window}
+            for name, audio in recipe.audio.items()
+        }
+    if recipe.columns:
+        found["columns"] = {
+            name: {"names": list(columns.names)} for name, columns in recipe.columns.items()
+        }
+    return found
 
 
 def _licenses(target: Target, library: FetchedLibrary) -> list[Entry]:

@@ -11,13 +11,14 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from packager.bundle.device import bundle_argv, bundle_environment, run_runtime
-from packager.errors import InputOutputError, UsageError
+from packager.errors import InputOutputError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from packager.recipe import Recipe
 
 _PREDICT_TIMEOUT_S = 600.0
-_PHOTOS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif")
 
 
 def check_bundle(bundle: Path, *, cache_dir: Path) -> None:
@@ -63,10 +64,11 @@ def predict(
 ) -> str:
     """Run one inference in the bundle's own runtime and return what it printed.
 
-    Photos are decoded here; resizing and normalizing are inside the bundle's graph.
+    Photos, sounds and tables are decoded here; resizing, normalizing and the like are inside the
+    bundle's graph.
 
     Raises:
-        UsageError: an input file that is neither a photo nor `.npz`, or no image input.
+        UsageError: an input file of no kind that the model takes.
     """
     check_bundle(bundle, cache_dir=cache_dir)
     if output is not None and not output.absolute().parent.is_dir():
@@ -110,32 +112,46 @@ def read_manifest(bundle: Path) -> dict[str, Any]:
 
 
 def _tensor_file(bundle: Path, path: Path, folder: Path) -> Path:
+    """Return a file that the device reads: this one, or its decoded content as `.npz`."""
     if not path.is_file():
         raise InputOutputError(f"`{path}` does not exist or is no file")
-    suffix = path.suffix.lower()
-    if suffix in {".npz", ".npy"}:
+    if path.suffix.lower() in {".npz", ".npy"}:
         return path.absolute()
-    if suffix not in _PHOTOS:
-        raise UsageError(
-            f"`{path.name}` is no input this bundle can read", accepted="a photo, `.npz` or `.npy`"
-        )
-    images = read_manifest(bundle)["model"].get("images") or {}
-    if len(images) != 1:
-        raise UsageError(
-            "this bundle's model takes no photo",
-            accepted="an .npz file with one array per input name",
-            hint="declare `[input.NAME.image]` in the recipe and build again",
-        )
     import numpy as np
 
-    from packager.data import decode_image
+    from packager.data import read_request
+    from packager.model import Signature
 
+    model = read_manifest(bundle)["model"]
+    sample, _ = read_request(path, Signature.from_json(model["signature"]), _inputs_of(model))
     # Written entry by entry: `numpy.savez` takes names as keywords, and some names are its own.
     folder.mkdir()
     file = folder / f"{path.stem}.npz"
-    with zipfile.ZipFile(file, "w") as archive, archive.open(f"{next(iter(images))}.npy", "w") as f:
-        np.lib.format.write_array(f, decode_image(path), allow_pickle=False)
+    with zipfile.ZipFile(file, "w") as archive:
+        for name, array in sample.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, array, allow_pickle=False)
     return file
+
+
+def _inputs_of(model: Mapping[str, Any]) -> Recipe:
+    """Return what a manifest says of its inputs as a recipe says it."""
+    from packager.recipe import AudioInput, ColumnsInput, ImageInput, Recipe
+
+    def entries(key: str) -> dict[str, Any]:
+        found: dict[str, Any] = model.get(key) or {}
+        return found
+
+    return Recipe(
+        model=str(model["source"]),
+        name="bundle",
+        images={n: ImageInput(size=tuple(e["size"])) for n, e in entries("images").items()},
+        audio={
+            n: AudioInput(sample_rate=e["sample_rate"], window=e.get("window"))
+            for n, e in entries("audio").items()
+        },
+        columns={n: ColumnsInput(names=tuple(e["names"])) for n, e in entries("columns").items()},
+    )
 
 
 def _text(value: Any) -> str:
