@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from typing import Any, Callable, Dict, Mapping, NamedTuple, Optional, Sequence, Tuple, Union
 
 from .dtypes import BY_NAME
@@ -75,7 +76,7 @@ class App:
         self._signature = Signature(manifest["model"]["signature"])
         self.limits = limits or default_limits(manifest, self._signature)
         self._inference = InferenceProtocol(self._signature, name=self.name, version=self.version)
-        self._plain = PlainProtocol(self._signature)
+        self._plain = _plain_protocol(manifest, release, self._signature)
         self._folder = release.folder
         self._openapi: Optional[bytes] = None
         self.metrics = Metrics(self._info(manifest))
@@ -226,6 +227,23 @@ class App:
                 "precision": engine.precision,
             },
         }
+
+
+def _plain_protocol(
+    manifest: Mapping[str, Any], release: Any, signature: Signature
+) -> PlainProtocol:
+    """Return `/predict`, with the model's texts and labels where it has such."""
+    tokenize = say_labels = None
+    if manifest["model"].get("text"):
+        from .wordpiece import open_tokenizer
+
+        tokenize = open_tokenizer(manifest, release).encode
+    if manifest["model"].get("results"):
+        from .results import read_results, say
+
+        results = read_results(manifest, release)
+        say_labels = partial(say, results)
+    return PlainProtocol(signature, tokenize, say_labels)
 
 
 def default_routes(manifest: Mapping[str, Any]) -> Tuple[Tuple[str, str], ...]:

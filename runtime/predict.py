@@ -12,6 +12,7 @@ from .engine import open_engine
 from .errors import InputOutputFault, UsageFault
 from .npz import read_npy, read_npz, write_npz
 from .release import Release, open_release
+from .results import Result, read_lines, read_results, show
 from .signature import Signature
 from .tensor import Tensor
 
@@ -33,7 +34,8 @@ def run_predict(
 
     Args:
         path: The bundle or release.
-        inputs: `.npz` files with one array per input name, or `.npy` for a model of one input.
+        inputs: `.npz` files with one array per input name, `.npy` for a model of one input, or
+            `.txt` with a text per line for a model that takes text.
         output: Where the outputs go as `.npz`, one array per output name.
         top: Classes shown per row where an output has labels.
         threads: Intra-op threads; None for the manifest's choice.
@@ -49,7 +51,7 @@ def run_predict(
     with open_release(path, True) as release:
         check_fits(release.manifest, detect_device())
         signature = Signature(release.manifest["model"]["signature"])
-        requests = [_read_feeds(name, signature) for name in inputs]
+        requests = [_read_feeds(name, signature, release) for name in inputs]
         for feeds in requests:
             signature.check(feeds)
         engine = open_engine(release, threads)
@@ -60,8 +62,9 @@ def run_predict(
         if output is not None:
             write_npz(output, answers[0])
         labels = _read_labels(release)
+        known = read_results(release.manifest, release)
         results: List[Dict[str, Any]] = [
-            {"input": os.path.basename(name), "outputs": _describe(outputs, labels, top)}
+            {"input": os.path.basename(name), "outputs": _describe(outputs, labels, top, known)}
             for name, outputs in zip(inputs, answers)  # noqa: B905 - CPython 3.8 has no strict
         ]
         if as_json:
@@ -81,7 +84,7 @@ def run_predict(
     return lines
 
 
-def _read_feeds(path: str, signature: Signature) -> Dict[str, Tensor]:
+def _read_feeds(path: str, signature: Signature, release: Release) -> Dict[str, Tensor]:
     suffix = os.path.splitext(path)[1].lower()
     if suffix in _PHOTOS:
         raise UsageFault(
@@ -90,6 +93,13 @@ def _read_feeds(path: str, signature: Signature) -> Dict[str, Tensor]:
         )
     if suffix == ".npz":
         return read_npz(path)
+    if suffix == ".txt":
+        return _read_texts(path, release)
+    if suffix == ".wav":
+        raise UsageFault(
+            "`%s` is a sound file, and a device decodes none" % path,
+            "edgepack predict on the build host, or hand the samples over as .npz",
+        )
     if suffix != ".npy":
         raise UsageFault(
             "`%s` is no input file" % path, "give an .npz with one array per input name"
@@ -109,20 +119,50 @@ def _read_feeds(path: str, signature: Signature) -> Dict[str, Tensor]:
     return {next(iter(signature.inputs)): read_npy(data, path)}
 
 
+def _read_texts(path: str, release: Release) -> Dict[str, Tensor]:
+    """Return one row per line that is not empty."""
+    if not release.manifest["model"].get("text"):
+        raise UsageFault("`%s` holds text, and the model takes none" % path, "give an .npz")
+    from .wordpiece import open_tokenizer
+
+    try:
+        with open(path, encoding="utf-8") as stream:
+            lines = [line.rstrip("\n") for line in stream]
+    except OSError as fault:
+        raise InputOutputFault(
+            "`%s` cannot be read: %s" % (path, (fault.strerror or str(fault)).lower())
+        ) from fault
+    except UnicodeDecodeError as fault:
+        raise UsageFault("`%s` is not UTF-8" % path, "save it as UTF-8") from fault
+    texts = [line for line in lines if line.strip()]
+    if not texts:
+        raise UsageFault("`%s` holds no text" % path, "one text per line")
+    return open_tokenizer(release.manifest, release).encode(texts)
+
+
 def _read_labels(release: Release) -> Dict[str, List[str]]:
     labels = {}
     for output, path in release.manifest["model"].get("labels", {}).items():
-        with open(release.path(path), encoding="utf-8") as stream:
-            labels[output] = stream.read().splitlines()
+        labels[output] = read_lines(release.path(path))
     return labels
 
 
 def _describe(
-    outputs: Mapping[str, Tensor], labels: Mapping[str, List[str]], top: int
+    outputs: Mapping[str, Tensor],
+    labels: Mapping[str, List[str]],
+    top: int,
+    results: Sequence[Result],
 ) -> Dict[str, Any]:
     views: Dict[str, Any] = {}
+    known = show(results, outputs)
+    taken = {name for view in known.values() for name in view.pop("takes", ())}
     for name, tensor in outputs.items():
         view: Dict[str, Any] = {"dtype": tensor.dtype, "shape": list(tensor.shape)}
+        if name in known:
+            views[name] = {**view, **known[name]}
+            continue
+        if name in taken:
+            continue
         names = labels.get(name)
         flat = tensor.to_flat()
         if names and tensor.shape and tensor.shape[-1] == len(names):
@@ -152,6 +192,14 @@ def _plain(value: Any) -> Any:
 
 def _lines(name: str, view: Mapping[str, Any]) -> List[str]:
     title = "  %s %s%s" % (name, view["dtype"], view["shape"])
+    if "texts" in view:
+        return ["%s: %s" % (title, text) for text in view["texts"]]
+    if "found" in view:
+        return [title] + [
+            "    %s  %s  [%s]"
+            % (box["label"], _short(box["score"]), ", ".join(map(_short, box["box"])))
+            for box in view["found"]
+        ]
     if "top" not in view:
         data = view["data"]
         shown = ", ".join(_short(value) for value in data[:_SHOWN_ELEMENTS])

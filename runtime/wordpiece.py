@@ -18,6 +18,7 @@ from .bert_unicode import (
     later_capitals,
 )
 from .errors import ModelFault
+from .results import read_lines
 from .tensor import Tensor
 
 _CODES = {"int64": "q", "int32": "i"}
@@ -129,6 +130,24 @@ class WordPiece:
             numbers.append(number)
             start = end
         return numbers
+
+
+def open_tokenizer(manifest: Mapping[str, Any], release: Any) -> WordPiece:
+    """Return the tokenizer that a release carries.
+
+    Args:
+        manifest: The release's.
+        release: Has `.path`.
+
+    Raises:
+        ModelFault: the manifest's tokenizer is not of the documented form.
+        InputOutputFault: the vocabulary cannot be read.
+    """
+    settings = manifest["model"]["text"]
+    inputs = manifest["model"]["signature"]["inputs"]
+    dtypes = {str(spec["name"]): str(spec["dtype"]) for spec in inputs}
+    vocabulary = read_lines(release.path(str(settings.get("vocabulary", ""))))
+    return WordPiece(settings, vocabulary, dtypes)
 
 
 class _Table(Dict[int, Optional[str]]):

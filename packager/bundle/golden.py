@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 from packager.bundle.archive import Entry
 from packager.bundle.device import detect_device
 from packager.errors import BudgetMissed, ModelUnsupported
+from packager.passes.outputs import decided_outputs
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -88,12 +89,10 @@ def make_golden(
         (feeds, _run(artifact.path, feeds, specs), _run(original, feeds, specs)) for feeds in inputs
     ]
     entries, kept = _fitting(artifact, answers)
+    decided = decided_outputs(recipe, artifact.model.signature) if recipe is not None else ()
+    compared = [at for at, s in enumerate(artifact.signature.outputs) if s.name not in decided]
     nearest = min(
-        (
-            _cosine(theirs, ours)
-            for _, got, expected in kept
-            for theirs, ours in zip(expected, got, strict=True)
-        ),
+        (_cosine(expected[at], got[at]) for _, got, expected in kept for at in compared),
         default=1.0,
     )
     if nearest < min_cosine and samples is not None:
@@ -117,6 +116,8 @@ def make_golden(
         },
         "original": {"min_cosine": min_cosine},
     }
+    if decided:
+        table["decided"] = list(decided)
     return Golden(entries=entries, table=table)
 
 

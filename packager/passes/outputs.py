@@ -131,6 +131,23 @@ def finisher(recipe: Recipe, signature: Signature) -> Finish | None:
     return finish
 
 
+def decided_outputs(recipe: Recipe, signature: Signature) -> tuple[str, ...]:
+    """Return the outputs that turn on a last digit: which class, which box, which side of a limit.
+
+    Args:
+        recipe: Its outputs.
+        signature: Of the model, before `inputs.attach`.
+    """
+    plan = plan_finishing(recipe, signature)
+    if plan is None:
+        return ()
+    kept = {spec.name for spec in signature.outputs} - {spec.name for spec in plan.consumed}
+    scores = {
+        name for name, steps in recipe.outputs.items() if not steps.ctc and steps.threshold is None
+    }
+    return tuple(spec.name for spec in plan.outputs if spec.name not in kept | scores)
+
+
 def refuse_second_activation(model: Any, finishing: Finishing) -> None:
     """Refuse an activation that the model computes already.
 
