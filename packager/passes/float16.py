@@ -14,6 +14,10 @@ from packager.passes.half_plan import HalfPlan, plan, shorten_masks
 from packager.passes.quantizer import name_nodes
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+
     from packager.passes.half_graph import HalfType
 
 # Fewer weights in 16 bits than this are no gain in size worth the rounding.
@@ -136,6 +140,35 @@ def convert(
         for emulate in (False, True)
     ]
     return draft, forms[0], forms[1], notes
+
+
+def convert_external(
+    model: Any, context: PassContext, half: HalfType, array: Callable[[Any], NDArray[Any]]
+) -> tuple[Any, dict[str, str], tuple[str, ...]]:
+    """Return the 16-bit form of a model with external data, and whose values its constants hold.
+
+    Its constants have no data: `save_external` asks for one after the other. There is no twin to
+    show an overflow, which would take all of them in float32 once more.
+
+    Raises:
+        PassBroken: no operator can be 16 bits wide.
+    """
+    import onnx
+
+    draft = onnx.ModelProto()
+    draft.CopyFrom(model)
+    constants_as_initializers(draft)
+    name_nodes(draft)
+    masks = shorten_masks(draft)
+    found = plan(draft, context, half, (), array=array)
+    notes = _notes(draft, found, half, masks)
+    if not found.narrow:
+        raise PassBroken(notes[0])
+    graph = HalfGraph(
+        model=draft, slots=found.slots, narrow=found.narrow, half=half, with_data=False
+    )
+    after = graph.write()
+    return after, graph.origin, notes
 
 
 def _refusal(model: Any) -> str | None:

@@ -171,6 +171,8 @@ class HalfGraph:
             after the operator that makes it: a twin that any engine runs. ONNX Runtime's CPU
             kernels compute fp16 graphs in float32 without rounding between, so that running the
             graph itself shows no overflow.
+        with_data: Else 16-bit constants have a name, a type and dimensions only; `origin` tells
+            whose values they are.
     """
 
     model: Any
@@ -178,6 +180,7 @@ class HalfGraph:
     narrow: AbstractSet[int]
     half: HalfType
     emulate: bool = False
+    with_data: bool = True
     _nodes: list[Any] = field(default_factory=list)
     _half_names: dict[str, str] = field(default_factory=dict)
     _made_half: set[str] = field(default_factory=set)
@@ -212,6 +215,11 @@ class HalfGraph:
         self._place_constants(graph)
         del graph.value_info[:]
         return after
+
+    @property
+    def origin(self) -> dict[str, str]:
+        """Return, after writing, the constant whose values each 16-bit constant holds."""
+        return {self._half_names[name]: name for name in sorted(self._used_half)}
 
     def _add_half(self, node: Any, slots: Slots) -> None:
         import onnx
@@ -299,7 +307,12 @@ class HalfGraph:
         for tensor in self.model.graph.initializer:
             if tensor.name in wanted or tensor.name not in self._used_half:
                 kept.append(tensor)
-            if tensor.name in self._used_half:
+            if tensor.name not in self._used_half:
+                continue
+            if not self.with_data:
+                name = self._half_names[tensor.name]
+                kept.append(onnx.TensorProto(name=name, data_type=self.half.code, dims=tensor.dims))
+            else:
                 values = self.half.round(onnx.numpy_helper.to_array(tensor))
                 if self.emulate:
                     values = values.astype(np.float32)

@@ -12,7 +12,7 @@ from packager.passes.layer_inputs import attribute_of
 from packager.passes.magnitudes import Magnitude, Measured, measure
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Mapping
+    from collections.abc import Callable, Collection, Iterator, Mapping
 
     from numpy.typing import NDArray
 
@@ -25,6 +25,8 @@ _SAFETY: Final = 4.0
 _MOST_ERROR: Final = 1 / 256
 # Constants of a few elements are judged one by one: an epsilon, a scale, a step.
 _FEW_ELEMENTS: Final = 64
+# A large constant is looked at in parts, which keeps copies small.
+_PART_ELEMENTS: Final = 4 << 20
 _SMALLEST_NORMAL: Final = 2.0**-14
 # What a mask adds to the scores that a Softmax must not see; exact in both 16-bit types.
 _MASKED: Final = -9984.0
@@ -65,7 +67,14 @@ class HalfPlan:
     runs: int
 
 
-def plan(model: Any, context: PassContext, half: HalfType, keep: Collection[str]) -> HalfPlan:
+def plan(
+    model: Any,
+    context: PassContext,
+    half: HalfType,
+    keep: Collection[str],
+    *,
+    array: Callable[[Any], NDArray[Any]] | None = None,
+) -> HalfPlan:
     """Return the plan for a model, from what its tensors hold on the probes and samples.
 
     Args:
@@ -73,11 +82,14 @@ def plan(model: Any, context: PassContext, half: HalfType, keep: Collection[str]
         context: For the data.
         half: The type.
         keep: Names of nodes that stay float32.
+        array: Gives the values of an initializer, where they lie outside of the model.
     """
+    import onnx
+
     found = measure(model, context, half)
     opset = opset_of(model)
     schemas = Schemas(opset)
-    judge = _Judge(model, found, half)
+    judge = _Judge(model, found, half, array or onnx.numpy_helper.to_array)
     slots: dict[int, Slots] = {}
     reasons: dict[int, str] = {}
     for position, node in enumerate(model.graph.node):
@@ -97,17 +109,22 @@ def plan(model: Any, context: PassContext, half: HalfType, keep: Collection[str]
 
 
 class _Judge:
-    def __init__(self, model: Any, found: Measured, half: HalfType) -> None:
+    def __init__(
+        self,
+        model: Any,
+        found: Measured,
+        half: HalfType,
+        array: Callable[[Any], NDArray[Any]],
+    ) -> None:
         import onnx
 
         self._half = half
         self._found = found
-        self._arrays = {
-            tensor.name: onnx.numpy_helper.to_array(tensor)
+        self._objections = {
+            tensor.name: self._constant(array(tensor))
             for tensor in model.graph.initializer
             if tensor.data_type == onnx.TensorProto.FLOAT
         }
-        self._objections = {name: self._constant(a) for name, a in self._arrays.items()}
         divisors = _divisors(model)
         for name, magnitude in found.magnitudes.items():
             self._objections[name] = self._activation(magnitude, divides=name in divisors)
@@ -124,18 +141,17 @@ class _Judge:
     def _constant(self, values: NDArray[Any]) -> str | None:
         import numpy as np
 
-        finite = np.abs(values[np.isfinite(values)])
-        largest = float(finite.max(initial=0.0))
-        if largest > self._half.largest:
-            return f"a constant of it reaches {largest:.3g}"
+        flat, seen = values.reshape(-1), Magnitude()
+        for begin in range(0, flat.size, _PART_ELEMENTS):
+            seen.see(flat[begin : begin + _PART_ELEMENTS], self._half)
+        if seen.largest > self._half.largest:
+            return f"a constant of it reaches {seen.largest:.3g}"
         if self._half.name != "fp16":
             return None
-        seen = Magnitude()
-        seen.see(values, self._half)
-        some = finite[finite > 0]
-        if values.size <= _FEW_ELEMENTS and some.size:
+        if flat.size <= _FEW_ELEMENTS:
+            some = np.abs(flat[np.isfinite(flat) & (flat != 0)])
             lost = np.abs(self._half.round(some).astype(np.float32) - some) / some
-            if float(lost.max()) > _MOST_ERROR:
+            if float(lost.max(initial=0)) > _MOST_ERROR:
                 return f"a constant of it is {float(some[lost.argmax()]):.3g}, which fp16 loses"
         if seen.error > _MOST_ERROR:
             return f"its weights are so small that fp16 loses {seen.error:.1%} of them"
@@ -213,7 +229,7 @@ def shorten_masks(model: Any) -> int:
     outputs = {output.name for output in model.graph.output}
     count = 0
     for tensor in model.graph.initializer:
-        if tensor.data_type != onnx.TensorProto.FLOAT:
+        if tensor.data_type != onnx.TensorProto.FLOAT or tensor.external_data:
             continue
         values = onnx.numpy_helper.to_array(tensor)
         endless = np.isfinite(values) & (values < _ENDLESS)

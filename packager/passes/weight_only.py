@@ -132,6 +132,24 @@ class WeightOnly:
             arrays[names["zeros"]] = blocks.zeros
         return arrays
 
+    def part_kinds(self, weight: str, layer: BlockLayer) -> dict[str, tuple[tuple[int, ...], int]]:
+        """Return shape and element type of what `parts` makes, by name, without making it."""
+        import onnx
+
+        names, count = part_names(weight), -(-layer.inputs // self.block)
+        width = self.block * self.bits // 8
+        packed: tuple[int, ...] = (layer.outputs, count, width)
+        if layer.layout == "table":
+            packed = (layer.outputs, layer.inputs * self.bits // 8)
+        kinds = {
+            names["packed"]: (packed, int(onnx.TensorProto.UINT8)),
+            names["scales"]: ((layer.outputs, count), int(onnx.TensorProto.FLOAT)),
+        }
+        if not self.symmetric:
+            zeros = count if self.bits == 8 else -(-count // 2)
+            kinds[names["zeros"]] = ((layer.outputs, zeros), int(onnx.TensorProto.UINT8))
+        return kinds
+
     def rewrite(self, model: Any, layers: Mapping[str, BlockLayer]) -> None:
         """Replace the nodes that read the given weights, in place; the initializers stay."""
         import onnx
