@@ -31,10 +31,15 @@ class Data:
     @classmethod
     def load(cls, recipe: Recipe, model: Model, *, reporter: Reporter) -> Data:
         """Read and check all of it, before any long work."""
-        return cls(
-            calibration=load_calibration(recipe, model, reporter=reporter),
-            evaluation=load_evaluation(recipe, model, reporter=reporter),
-        )
+        from packager.data import overlap_note
+
+        calibration = load_calibration(recipe, model, reporter=reporter)
+        evaluation = load_evaluation(recipe, model, reporter=reporter)
+        if calibration is not None and evaluation is not None:
+            note = overlap_note(calibration, evaluation)
+            if note is not None:
+                reporter.note(note)
+        return cls(calibration=calibration, evaluation=evaluation)
 
 
 def import_stage(recipe: Recipe, *, cache: StageCache, work: Path, reporter: Reporter) -> Model:

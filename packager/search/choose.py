@@ -64,8 +64,9 @@ def choose(
     Where this machine could be the target, each is timed against the original in alternating runs,
     and is `slower` unless it wins with a confidence of 0.95 (objective `latency`), or `larger`
     where size counts and it gains none. Elsewhere nothing is timed (`latency: unmeasured`). Where
-    static int8 misses the budget, layers go back to float (`search.mixed`). The best of those that
-    pass is held to the other half of the evaluation data before it is chosen.
+    static int8 misses the budget, layers go back to float (`search.mixed`). The choice among those
+    that pass is made on one half of the evaluation data; each must keep the budget on the other
+    half as well.
 
     At most 20 candidates answer a whole set of samples. What was judged is kept in `workdir`: a
     search that was interrupted goes on there.
@@ -279,20 +280,14 @@ class Search:
             )
 
     def _settle(self, asked: str) -> Candidate:
-        """Return the best candidate that holds on the confirming half as well."""
-        while True:
-            best = pick(
-                asked, tuple(self._found.values()), self._forms, self._setting.target,
-                objective=self._setting.compression.objective,
-                original_bytes=self._setting.model.path.stat().st_size,
-            )  # fmt: skip
-            if best is None:
-                raise self._missed(asked)
-            confirmed = self._judge.confirm(best)
-            self._found[best.name] = confirmed
-            if confirmed.verdict == best.verdict:
-                return confirmed
-            self._setting.reporter.note(describe(confirmed))
+        best = pick(
+            asked, tuple(self._found.values()), self._forms, self._setting.target,
+            objective=self._setting.compression.objective,
+            original_bytes=self._setting.model.path.stat().st_size,
+        )  # fmt: skip
+        if best is None:
+            raise self._missed(asked)
+        return best
 
     def _why(self, chosen: Candidate) -> str:
         if chosen.verdict in ("slower", "larger"):

@@ -6,8 +6,11 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from packager.passes.clean_up import CleanUp
+from packager.passes.correct_bias import CorrectBias
 from packager.passes.float16 import BFloat16, Float16
+from packager.passes.fold_scales import FoldScales
 from packager.passes.fuse_transformer import FuseTransformer
+from packager.passes.hard_swish import HardSwish
 from packager.passes.int8_dynamic import Int8Dynamic
 from packager.passes.int8_static import Int8Static
 from packager.passes.raise_opset import RaiseOpset
@@ -28,7 +31,9 @@ _RAISED: Final = RaiseOpset(least=13)
 SHAPES: Final[Mapping[str, tuple[Pass, ...]]] = {
     CLEANED: (CleanUp(),),
     "transformer": (CleanUp(), FuseTransformer()),
+    "folded": (CleanUp(), HardSwish(), FoldScales()),
 }
+_STATIC_SHAPES: Final = ("folded", CLEANED)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,12 +153,21 @@ def _forms(compression: Compression) -> list[Form]:
         Form(
             name="int8-static",
             precision="int8-static",
+            shapes=_STATIC_SHAPES,
             passes=(_RAISED, RoundWeights(quantizer=static)),
+        ),
+        Form(
+            name="int8-static-corrected",
+            precision="int8-static",
+            shapes=_STATIC_SHAPES,
+            passes=(_RAISED, CorrectBias(quantizer=RoundWeights(quantizer=static))),
+            variant=True,
         ),
         # Rounding fits the weights to the calibration data, which may not be like what comes.
         Form(
             name="int8-static-nearest",
             precision="int8-static",
+            shapes=_STATIC_SHAPES,
             passes=(_RAISED, static),
             variant=True,
         ),

@@ -80,23 +80,6 @@ class Judge:
         self._journal.keep(form, candidate)
         return candidate
 
-    def confirm(self, candidate: Candidate) -> Candidate:
-        """Hold a candidate to the half of the evaluation data that had no part in the choice."""
-        setting = self._setting
-        if setting.confirmation is None or setting.metric is None or candidate.path is None:
-            return candidate
-        self.evaluations += 1
-        answers = Answers(candidate.path, setting.confirmation, setting.threads)
-        score = self._score(answers, "confirmation")
-        candidate = dataclasses.replace(candidate, confirmed=score)
-        if score.drop <= self.limit("confirmation"):
-            return candidate
-        reason = (
-            f"keeps the budget where it was chosen, and loses {score.drop:.4g} of {score.metric} "
-            f"on the other half of the data"
-        )
-        return dataclasses.replace(candidate, verdict="drifted", reason=reason)
-
     def limit(self, part: str = "comparison") -> float:
         """Return how much of the metric may be lost on a part of the data, in the metric's unit."""
         drop = self._setting.max_drop
@@ -104,14 +87,20 @@ class Judge:
             return math.inf
         return drop.value * abs(self._original_value(part)) if drop.relative else drop.value
 
-    def disagreements(self, candidate: Candidate, names: dict[str, Any]) -> list[dict[str, Any]]:
+    def disagreements(self, candidate: Candidate) -> list[dict[str, Any]]:
         """Return the samples on which a candidate and the original differ most."""
         from packager.checks.disagree import most_different
 
         if candidate.path is None:
             return []
+        data = self._setting.data
         answers = Answers(candidate.path, self._inputs, self._setting.threads)
-        return most_different(self._original, answers, self._setting.comparison.names, **names)
+        return most_different(
+            finished(self._original, data.finish),
+            finished(answers, data.finish),
+            self._setting.comparison.names,
+            labels=data.alphabet or None,
+        )
 
     def feeds(self) -> Sample:
         """Return one real sample to time on, as times can depend on the data; batch at 1."""
@@ -205,7 +194,24 @@ class Judge:
         reason = self._drift(made, parity)
         if reason is not None:
             return dataclasses.replace(made, verdict="drifted", reason=reason)
-        return dataclasses.replace(made, verdict="passed")
+        return self._confirmed(dataclasses.replace(made, verdict="passed"))
+
+    def _confirmed(self, passed: Candidate) -> Candidate:
+        """Hold a candidate to the half of the evaluation data that has no part in the choice."""
+        setting = self._setting
+        if setting.confirmation is None or setting.metric is None or passed.path is None:
+            return passed
+        score = self._score(
+            Answers(passed.path, setting.confirmation, setting.threads), "confirmation"
+        )
+        passed = dataclasses.replace(passed, confirmed=score)
+        if score.drop <= self.limit("confirmation"):
+            return passed
+        reason = (
+            f"keeps the budget on one half of the data, and loses {score.drop:.4g} of "
+            f"{score.metric} on the other"
+        )
+        return dataclasses.replace(passed, verdict="drifted", reason=reason)
 
     def _parity(self, answers: Kept) -> Parity | str:
         try:

@@ -67,7 +67,7 @@ class Maker:
         return self._context
 
     def graph(self, shape: str = CLEANED, source: str = "") -> Made | NotMade:
-        """Return the float graph of a shape; its first pass may be left out, the last may not."""
+        """Return the float graph of a shape; one but the cleaned has to differ from it."""
         key = (source, shape)
         if key not in self._shapes:
             self._shapes[key] = self._shaped(shape, source)
@@ -103,11 +103,12 @@ class Maker:
                 return base
             model, passes = base.model, passes[1:]
         model, reports = apply(passes, model, self._context)
-        last = reports[-1]
-        if shape != CLEANED and last.status != "applied":
+        if shape != CLEANED and all(report.status != "applied" for report in reports):
+            reasons = [report.reason for report in reports if report.reason]
+            broken = any(report.status == "left out" for report in reports)
             return NotMade(
-                verdict="failed" if last.status == "left out" else "skipped",
-                reason=last.reason or "the graph has nothing of the kind",
+                verdict="failed" if broken else "skipped",
+                reason="; ".join(reasons) or "the graph has nothing of the kind",
             )
         return Made(model=model, reference=model, notes=_notes(reports))
 

@@ -103,7 +103,9 @@ def split_data(model: Model, data: SearchData, seed: int) -> dict[str, Any]:
 
         choose, confirm = split_halves(evaluation, seed)
         parts: dict[str, Any] = {
-            "calibration": calibration[:MOST_CALIBRATION] if calibration is not None else None,
+            "calibration": calibration.spread(MOST_CALIBRATION)
+            if calibration is not None
+            else None,
             "comparison": choose,
             "confirmation": confirm,
         }
@@ -113,8 +115,8 @@ def split_data(model: Model, data: SearchData, seed: int) -> dict[str, Any]:
         return {"calibration": None, "comparison": made_up, "confirmation": None, "real": False}
     fit, held_out = calibration.split(HOLDOUT)
     return {
-        "calibration": fit[:MOST_CALIBRATION],
-        "comparison": held_out[:MOST_COMPARISON],
+        "calibration": fit.spread(MOST_CALIBRATION),
+        "comparison": held_out.spread(MOST_COMPARISON),
         "confirmation": None,
         "real": calibration.kind != "random",
     }

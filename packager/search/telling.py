@@ -63,7 +63,7 @@ def measured_record(
             "comparison": _told(setting.comparison),
             "confirmation": _told(setting.confirmation),
         },
-        "disagreements": judge.disagreements(chosen, {}),
+        "disagreements": judge.disagreements(chosen),
         "sizes": sizes(setting, chosen),
         "latencies_ms": _latencies(setting, judge, chosen),
     }  # fmt: skip
@@ -118,11 +118,11 @@ def _told(samples: Samples | None) -> dict[str, Any] | None:
     }  # fmt: skip
 
 
-def _coverage(setting: Setting, chosen: Candidate) -> list[dict[str, Any]]:
+def _coverage(setting: Setting, chosen: Candidate) -> list[dict[str, Any]] | None:
     from packager.checks.coverage import coverage
 
     if chosen.path is None or not setting.real or "int8-static" not in chosen.name:
-        return []
+        return None
     part = setting.comparison[:_COVERED_ON]
     found = coverage(chosen.path, part, threads=setting.threads)
     return [dataclasses.asdict(clipped) for clipped in found]
