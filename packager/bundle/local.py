@@ -123,6 +123,8 @@ def _tensor_file(bundle: Path, path: Path, folder: Path) -> Path:
     from packager.model import Signature
 
     model = read_manifest(bundle)["model"]
+    if path.suffix.lower() == ".txt" and model.get("text"):
+        return path.absolute()  # the bundle has the tokenizer
     sample, _ = read_request(path, Signature.from_json(model["signature"]), _inputs_of(model))
     # Written entry by entry: `numpy.savez` takes names as keywords, and some names are its own.
     folder.mkdir()

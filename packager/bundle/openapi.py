@@ -32,13 +32,13 @@ def openapi_values(manifest: Mapping[str, Any], signature: Signature) -> dict[st
         "bases": [model, f"{model}/versions/{manifest['version']}"],
         "plain": server["plain"],
         "metrics": server["metrics"],
-        "schemas": _schemas(signature),
+        "schemas": _schemas(signature, manifest["model"]),
         "infer_example": _infer_example(signature) if small else None,
-        "predict_example": _predict_example(signature) if small else None,
+        "predict_example": _example(signature, manifest["model"], small=small),
     }
 
 
-def _schemas(signature: Signature) -> dict[str, Any]:
+def _schemas(signature: Signature, model: Mapping[str, Any]) -> dict[str, Any]:
     inputs, outputs = signature.inputs, signature.outputs
     parameters = {"type": "object"}
     wanted = {
@@ -77,8 +77,8 @@ def _schemas(signature: Signature) -> dict[str, Any]:
                 },
             },
         },
-        "PredictRequest": _plain_object("data", _plain_inputs(inputs)),
-        "PredictAnswer": _plain_object("result", _plain_outputs(outputs)),
+        "PredictRequest": _plain_object("data", _plain_inputs(inputs, texts="text" in model)),
+        "PredictAnswer": _plain_object("result", _plain_outputs(outputs, model.get("results", ()))),
     }
 
 
@@ -124,15 +124,32 @@ def _plain_object(key: str, value: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _plain_inputs(specs: Sequence[TensorSpec]) -> dict[str, Any]:
-    by_name = _by_name(specs, nullable=False)
-    return {"anyOf": [_nested(specs[0], nullable=False), by_name]} if len(specs) == 1 else by_name
-
-
-def _plain_outputs(specs: Sequence[TensorSpec]) -> dict[str, Any]:
+def _plain_inputs(specs: Sequence[TensorSpec], *, texts: bool) -> dict[str, Any]:
+    forms = [_by_name(specs, nullable=False)]
     if len(specs) == 1:
+        forms.insert(0, _nested(specs[0], nullable=False))
+    if texts:
+        text = {"type": "string"}
+        forms = [text, {"type": "array", "items": text, "minItems": 1}, *forms]
+    return {"anyOf": forms} if len(forms) > 1 else forms[0]
+
+
+def _plain_outputs(
+    specs: Sequence[TensorSpec], results: Iterable[Mapping[str, Any]]
+) -> dict[str, Any]:
+    """Return the schema of `/predict`'s result; labels stand beside the numbers."""
+    said = {entry["as"]: _labels(entry["kind"]) for entry in results if "labels" in entry}
+    if len(specs) == 1 and not said:
         return _nested(specs[0], nullable=True)
-    return _by_name(specs, nullable=True)
+    schema = _by_name(specs, nullable=True)
+    schema["properties"] |= said
+    schema["required"] += list(said)
+    return schema
+
+
+def _labels(kind: str) -> dict[str, Any]:
+    row: dict[str, Any] = {"type": "array", "items": {"type": "string"}}
+    return {"type": "array", "items": row} if kind == "top_k" else row
 
 
 def _by_name(specs: Iterable[TensorSpec], *, nullable: bool) -> dict[str, Any]:
@@ -192,6 +209,14 @@ def _infer_example(signature: Signature) -> dict[str, Any]:
         datatype = _PROTOCOL_NAMES[spec.dtype]
         inputs.append({"name": spec.name, "shape": shape, "datatype": datatype, "data": data})
     return {"inputs": inputs}
+
+
+def _example(
+    signature: Signature, model: Mapping[str, Any], *, small: bool
+) -> dict[str, Any] | None:
+    if "text" in model:
+        return {"data": "a text"}
+    return _predict_example(signature) if small else None
 
 
 def _predict_example(signature: Signature) -> dict[str, Any]:

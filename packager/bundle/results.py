@@ -31,7 +31,7 @@ class Readable:
     Attributes:
         entries: Label files and the vocabulary.
         fields: What `manifest["model"]` says of them: `labels` by the output whose last axis holds
-            classes; `results`, `text` and `audio` where the recipe has such.
+            classes; `results` and `text` where the recipe has such.
     """
 
     entries: tuple[Entry, ...]
@@ -90,10 +90,6 @@ def make_readable(recipe: Recipe, signature: Signature) -> Readable:
         content = "".join(f"{word}\n" for word in words).encode()
         entries[_VOCABULARY] = Entry(path=_VOCABULARY, source=content, compress=True)
         fields["text"] = manifest_text(recipe.text, signature, _VOCABULARY)
-    if recipe.audio:
-        fields["audio"] = {
-            name: {"sample_rate": audio.sample_rate} for name, audio in recipe.audio.items()
-        }
     return Readable(entries=tuple(entries.values()), fields=fields)
 
 

@@ -13,8 +13,8 @@ from packager.cli.options import as_json, bundle_argument, cache_dir
 @bundle_argument
 @click.option(
     "-i", "--input", "inputs", multiple=True, required=True, type=click.Path(path_type=Path),
-    help="A photo, .wav, .csv, .parquet or .npy file, or an .npz file with one array per input "
-    "name; may be repeated.",
+    help="A photo, .wav, .csv, .parquet, .txt or .npy file, or an .npz file with one array per "
+    "input name; may be repeated.",
 )  # fmt: skip
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Write an .npz file.")
 @click.option("--top", type=click.IntRange(min=1), default=5, show_default=True)
