@@ -113,9 +113,9 @@ def split_data(model: Model, data: SearchData, seed: int) -> dict[str, Any]:
     if calibration is None:
         made_up = synthetic(model.signature, _SYNTHETIC_SAMPLES, seed)
         return {"calibration": None, "comparison": made_up, "confirmation": None, "real": False}
-    fit, held_out = calibration.split(HOLDOUT)
+    part, held_out = calibration.split(HOLDOUT)
     return {
-        "calibration": fit.spread(MOST_CALIBRATION),
+        "calibration": part.spread(MOST_CALIBRATION),
         "comparison": held_out.spread(MOST_COMPARISON),
         "confirmation": None,
         "real": calibration.kind != "random",
