@@ -83,10 +83,8 @@ def fuse_gelus(graph: Graph) -> int:
             if plus.op_type != "Add" or one is None or not graph.is_scalar(one, 1.0):
                 continue
             for last in _halved_products(graph, plus.output[0], source):
-                gelu = helper.make_node(
-                    "Gelu", [source], list(last.output), graph.fresh(f"{last.name or 'gelu'}_fused"),
-                    domain=MICROSOFT,
-                )  # fmt: skip
+                name = graph.fresh(f"{last.name or 'gelu'}_fused")
+                gelu = helper.make_node("Gelu", [source], list(last.output), name, domain=MICROSOFT)
                 graph.replace(last, gelu)
                 found += 1
     if found:
@@ -116,7 +114,7 @@ def _halved_products(graph: Graph, sum_name: str, source: str) -> list[Any]:
 
 
 def fuse_layer_norms(graph: Graph) -> int:
-    """Replace `(x - mean) / √(variance + ε) · γ + β` over the last axis; return how many."""
+    """Replace `(x - mean) / √(variance + ε) · scale + bias` over the last axis; return how many."""
     from onnx import helper
 
     found = 0
@@ -171,7 +169,7 @@ def _mean_removed(graph: Graph, name: str) -> str | None:
 
 
 def _scaled_and_shifted(graph: Graph, centred: str, root: str) -> list[tuple[Any, str, str]]:
-    """Return (node, γ, β) of every `centred / root · γ + β` with constant vectors γ and β."""
+    """Return (last node, scale, bias) of every `centred / root · scale + bias`."""
     found = []
     for divide in graph.consumers(root):
         if divide.op_type != "Div" or list(divide.input) != [centred, root]:

@@ -6,11 +6,13 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Final
 
 from packager.passes.contract import PassBroken, PassContext, PassResult
+from packager.passes.embeddings import quantize_tables
 from packager.passes.graph import is_quantized, op_types
+from packager.passes.patterns import Graph
 from packager.passes.quantizer import constant_weights, name_nodes, quantize_dynamically
 
 # Never Conv: ConvInteger ran at 0.13 to 0.28 of the float speed.
-_OPERATORS: Final = ("MatMul", "Gemm", "Gather")
+_OPERATORS: Final = ("MatMul", "Gemm")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,9 +43,13 @@ class Int8Dynamic:
 
         draft = onnx.ModelProto()
         draft.CopyFrom(model)
+        graph = Graph(draft)
+        tables = quantize_tables(graph)
+        graph.sweep()
         name_nodes(draft)
         after = quantize_dynamically(draft, context, op_types=_OPERATORS, keep_float=())
-        return PassResult(model=after, modified=True)
+        notes = (f"{tables} embedding tables row by row",) if tables else ()
+        return PassResult(model=after, modified=True, notes=notes)
 
     def ensures(self, before: Any, after: Any, context: PassContext) -> None:
         """Check that weights were quantized and convolutions were not.

@@ -117,7 +117,8 @@ class Graph:
         while (node := self.producer(name, "Mul", "Div")) is not None:
             left, right = (self.scalar(operand) for operand in node.input)
             if right is not None:
-                name, factor = node.input[0], factor * (right if node.op_type == "Mul" else 1 / right)
+                name = node.input[0]
+                factor = factor * right if node.op_type == "Mul" else factor / right
             elif left is not None and node.op_type == "Mul":
                 name, factor = node.input[1], factor * left
             else:

@@ -36,16 +36,16 @@ class _Group:
 class SmoothQuant:
     """Divides each channel of an activation by a scale that the next weights are multiplied by.
 
-    s = max|X|^α / max|W|^(1-α) per channel (SmoothQuant, arXiv 2211.10438). The division goes into
-    γ and β of the layer norm, or weights and bias of the layer before (ReLU lets it pass); where
-    the activation is read by others too, or a GELU made it, it is a multiplication of its own.
+    s = max|X|^a / max|W|^(1 - a) per channel (SmoothQuant, arXiv 2211.10438). The division goes
+    into scale and bias of the layer norm, or weights and bias of the layer before (ReLU lets it
+    pass); where others read the activation too, or a GELU made it, it is a multiplication.
 
     Attributes:
-        alpha: Share of the difficulty that moves into the weights, 0 to 1.
+        alpha: a; share of the difficulty that moves into the weights, 0 to 1.
         multiply: Allow multiplications of their own; without, such activations stay as they are.
     """
 
-    alpha: float = 0.5
+    alpha: float = 0.7
     multiply: bool = True
     name: ClassVar[str] = "smooth-quant"
     summary: ClassVar[str] = "move outliers of activations into weights"
@@ -54,7 +54,7 @@ class SmoothQuant:
     needs_samples: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        """Refuse an α outside 0..1.
+        """Refuse a strength outside 0..1.
 
         Raises:
             UsageError: it is.
@@ -234,9 +234,7 @@ def _multiply(graph: Graph, group: _Group, scale: NDArray[Any]) -> None:
         product.input[0] = smooth
 
 
-def _channel_peaks(
-    model: Any, names: list[str], context: PassContext
-) -> dict[str, NDArray[Any]]:
+def _channel_peaks(model: Any, names: list[str], context: PassContext) -> dict[str, NDArray[Any]]:
     """Return the largest magnitude per channel (last axis) of activations over all samples.
 
     They are found once per model and kept in the working folder.
@@ -248,7 +246,7 @@ def _channel_peaks(
     kept = context.workdir / f"peaks-{key[:16]}.npz"
     if kept.is_file():
         with np.load(kept) as arrays:
-            return {name: arrays[str(i)] for i, name in enumerate(names)}
+            return {name: arrays[f"arr_{i}"] for i, name in enumerate(names)}
     probe = onnx.ModelProto()
     probe.CopyFrom(model)
     del probe.graph.output[:]
@@ -259,7 +257,7 @@ def _channel_peaks(
         found = _run_peaks(path, names, context.samples, context)
     finally:
         path.unlink(missing_ok=True)
-    np.savez(kept, **{str(i): found[name] for i, name in enumerate(names)})
+    np.savez(kept, *(found[name] for name in names))
     return found
 
 

@@ -78,9 +78,7 @@ class Bert(nn.Module):
         self.positions = nn.Embedding(positions, hidden)
         self.types = nn.Embedding(2, hidden)
         self.norm = nn.LayerNorm(hidden, EPSILON)
-        self.layers = nn.ModuleList(
-            Layer(hidden, heads, inner, fused=fused) for _ in range(layers)
-        )
+        self.layers = nn.ModuleList(Layer(hidden, heads, inner, fused=fused) for _ in range(layers))
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         places = torch.arange(input_ids.shape[1], device=input_ids.device)
