@@ -11,12 +11,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Row:
-    """One figure, its unit, and what it should stay within (empty: only told)."""
+    """One figure, its unit, and what it should stay within (empty: only told), or come up to."""
 
     what: str
     value: float
     unit: str
     reach: str = ""
+    at_least: bool = False
 
 
 def print_table(title: str, rows: Sequence[Row]) -> None:
@@ -24,5 +25,6 @@ def print_table(title: str, rows: Sequence[Row]) -> None:
     width = max(len(row.what) for row in rows)
     print(title)
     for row in rows:
-        reach = f"   reach ≤ {row.reach}" if row.reach else ""
+        sign = "≥" if row.at_least else "≤"
+        reach = f"   reach {sign} {row.reach}" if row.reach else ""
         print(f"  {row.what.ljust(width)}  {row.value:10.3f} {row.unit}{reach}")
