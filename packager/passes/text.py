@@ -91,8 +91,7 @@ def tokenize(
     """
     import numpy as np
 
-    plan = check_text(text, signature)
-    pieces = read_wordpiece(text)
+    plan, pieces = check_text(text, signature), _pieces_of(text)
     engine = _engine(pieces)
     engine.enable_truncation(plan.max_length)
 
@@ -118,7 +117,7 @@ def manifest_text(text: TextInput, signature: Signature, vocabulary: str) -> dic
         signature: The model's.
         vocabulary: The vocabulary's path in the bundle.
     """
-    plan, pieces = check_text(text, signature), read_wordpiece(text)
+    plan, pieces = check_text(text, signature), _pieces_of(text)
     return {
         "kind": "wordpiece",
         "vocabulary": vocabulary,
@@ -127,6 +126,17 @@ def manifest_text(text: TextInput, signature: Signature, vocabulary: str) -> dic
         "min_length": plan.min_length,
         **pieces.to_json(),
     }
+
+
+def _pieces_of(text: TextInput) -> WordPiece:
+    pieces = read_wordpiece(text)
+    around = len(pieces.before) + len(pieces.after)
+    if text.max_length <= around:
+        raise UsageError(
+            f"`text.max_length` is {text.max_length}",
+            accepted=f"more than {around}, the tokens around every text",
+        )
+    return pieces
 
 
 def _engine(pieces: WordPiece) -> Any:

@@ -77,7 +77,12 @@ def read_wordpiece(text: TextInput) -> WordPiece:
         raise UsageError(f"`{path.name}` is not JSON: {fault}", accepted=_KIND) from fault
     if not isinstance(wire, dict) or not isinstance(wire.get("model"), dict):
         raise UsageError(f"`{path.name}` holds no tokenizer", accepted=_KIND)
-    return _from_json(wire, path)
+    try:
+        return _from_json(wire, path)
+    except (AttributeError, LookupError, TypeError, ValueError) as fault:
+        raise UsageError(
+            f"`{path.name}` is not of the form that `tokenizers` saves: {fault!r}", accepted=_KIND
+        ) from fault
 
 
 def _from_vocabulary(content: str, path: Path, *, lower_case: bool) -> WordPiece:

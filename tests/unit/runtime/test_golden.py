@@ -154,6 +154,21 @@ def test_an_unquantized_release_has_to_give_the_originals_whole_numbers(release:
     assert failure == "golden sample 0, output `best`: differs from the original model's int64"
 
 
+def test_what_turns_on_a_last_digit_has_to_be_equal_on_the_same_kernels_alone(
+    release: Release,
+) -> None:
+    release.manifest["golden"]["decided"] = ["best"]
+    release.manifest["engine"]["precision"] = "fp32"  # and still may differ from the original
+    assert self_test(release, answer(), cpu_level="avx2").passed
+    (failure,) = self_test(release, answer(best=2), cpu_level="avx2").failures
+    assert failure == "golden sample 0, output `best`: differs from the recorded int64"
+    assert self_test(release, answer(best=2), cpu_level="avx512_vnni").passed
+    engine = answer()
+    engine.answer["best"] = tensor([[1]], "int64")
+    (failure,) = self_test(release, engine, cpu_level="avx512_vnni").failures
+    assert failure.endswith("is not the recorded int64 of 1 dimensions")
+
+
 def test_another_shape_is_a_failure(release: Release) -> None:
     failures = self_test(release, answer(SCORES[:, :2]), cpu_level="avx2").failures
     assert "differs by inf" in failures[0]
