@@ -128,7 +128,7 @@ def attach(
         parametrize.register_parametrization(layer, "weight", FakeWeight(scheme, axis))
         fake = FakeInput(scheme)
         layer.add_module(_INPUT, fake)
-        layer.register_forward_pre_hook(_round_input)
+        layer.register_forward_pre_hook(_round_input, with_kwargs=True)
         fakes.append(fake)
     wrapper = callee.wrapper(module)
     for fake in fakes:
@@ -149,11 +149,17 @@ def detach(module: nn.Module) -> None:
             for key, hook in list(layer._forward_pre_hooks.items()):
                 if hook is _round_input:
                     del layer._forward_pre_hooks[key]
+                    layer._forward_pre_hooks_with_kwargs.pop(key, None)
             parametrize.remove_parametrizations(layer, "weight", leave_parametrized=True)
 
 
 _INPUT: Final = "edgepack_input"
 
 
-def _round_input(layer: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-    return (getattr(layer, _INPUT)(inputs[0]), *inputs[1:])
+def _round_input(
+    layer: nn.Module, inputs: tuple[torch.Tensor, ...], named: dict[str, Any]
+) -> tuple[tuple[torch.Tensor, ...], dict[str, Any]]:
+    fake = getattr(layer, _INPUT)
+    if inputs:
+        return (fake(inputs[0]), *inputs[1:]), named
+    return inputs, {**named, "input": fake(named["input"])}

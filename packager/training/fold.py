@@ -84,7 +84,7 @@ def _pairs(
 
     def before(name: str) -> Any:
         def note(layer: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-            if id(inputs[0]) in made:
+            if inputs and id(inputs[0]) in made:
                 found[name] = made[id(inputs[0])][0]
 
         return note

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     Feed = Mapping[str, torch.Tensor]
 
 # Random directions of the answers that are looked along per sample.
-_DIRECTIONS: Final = 2
-_MOST_SAMPLES: Final = 32
+_DIRECTIONS: Final = 1
+_MOST_SAMPLES: Final = 24
 
 
 def importance(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from typing import TYPE_CHECKING, Final
 
 import torch
@@ -18,9 +19,10 @@ if TYPE_CHECKING:
     from torch import nn
 
     from packager.importers.torch_calls import Callee
+    from packager.training.structure import Share
 
     Feed = Mapping[str, torch.Tensor]
-    Cuts = Sequence[tuple[Group, Sequence[Unit]]]
+    Cuts = Sequence[tuple["Group", Sequence["Unit"]]]
 
 # A cut module and the original with the same columns zeroed differ by the order of sums only.
 _TOLERANCE: Final = 1e-3
@@ -77,9 +79,9 @@ def prune(
     tell("follow the channels through the module")
     graph = Graph(copy_of(callee.module), callee)
     groups, notes = graph.groups()
-    groups = [_with_sizes(callee, group, probes) for group in groups]
-    unsound = _unsound(callee, groups, probes)
-    notes += [f"the channels of `{g.root}` stay: the code depends on their number" for g in unsound]
+    groups, unsound = _with_sizes(callee, groups, probes)
+    unsound += _unsound(callee, groups, probes)
+    notes += [f"the channels of `{g.root}` stay: the module does not work without some" for g in unsound]
     groups = [group for group in groups if group not in unsound]
     before = count_parameters(callee.module)
     if not groups:
@@ -90,27 +92,7 @@ def prune(
         )
     tell(f"weigh the channels of {len(groups)} groups")
     scores = importance(graph, groups, callee, samples, seed=seed)
-    order = sorted(
-        (score / max(unit.cost, 1), number, position)
-        for number, group in enumerate(groups)
-        for position, (unit, score) in enumerate(zip(group.units, scores[group.root], strict=True))
-    )
-
-    def gone(count: int) -> float:
-        return 1 - count_parameters(_cut(callee, _cuts(groups, order[:count]))) / before
-
-    tell("search how many to cut")
-    most = gone(len(order))
-    if most < share:
-        raise UsageError(
-            f"`train.prune` is {share:g}, but no more than {most:.3f} of the parameters can go",
-            accepted=f"0 to {most:.2f}",
-        )
-    low, high = 0, len(order)  # gone(low) < share <= gone(high)
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if gone(middle) >= share else (middle, high)
-    cuts = _cuts(groups, order[:high])
+    cuts = _choose(graph, groups, scores, share, before)
     module = _cut(callee, cuts)
     if not _agree(callee, module, cuts, probes):
         raise ModelUnsupported(
@@ -126,20 +108,92 @@ def prune(
     )
 
 
-def _cuts(groups: Sequence[Group], order: Sequence[tuple[float, int, int]]) -> Cuts:
-    """Return what goes of each group when the units in `order` may: widths stay as they must."""
-    chosen: dict[int, list[Unit]] = {}
-    for _, number, position in order:
-        chosen.setdefault(number, []).append(groups[number].units[position])
-    cuts = []
-    for number, units in sorted(chosen.items()):
-        group = groups[number]
-        width = len(group.units)
-        left = max(width - len(units), group.keep)
-        left = -(-left // group.multiple) * group.multiple
-        if left < width:
-            cuts.append((group, units[: width - left]))
-    return cuts
+def _choose(
+    graph: Graph,
+    groups: Sequence[Group],
+    scores: Mapping[str, Sequence[float]],
+    share: float,
+    before: int,
+) -> Cuts:
+    """Return the cuts that change the answers least for each parameter and reach the share.
+
+    Raises:
+        UsageError: so many parameters cannot go.
+    """
+    order = sorted(
+        (score / max(unit.cost, 1), number, position)
+        for number, group in enumerate(groups)
+        for position, (unit, score) in enumerate(zip(group.units, scores[group.root], strict=True))
+    )
+    ranked = [
+        [group.units[position] for _, owner, position in order if owner == number]
+        for number, group in enumerate(groups)
+    ]
+    sizes = {name: p.numel() for name, p in graph.module.named_parameters()}
+    shares = {group.root: graph.shares(group) for group in groups}
+
+    def counts(length: int) -> list[int]:
+        found = [0] * len(groups)
+        for _, number, _ in order[:length]:
+            found[number] += 1
+        return [_allowed(group, n) for group, n in zip(groups, found, strict=True)]
+
+    def gone(numbers: Sequence[int]) -> float:
+        return 1 - _left(sizes, shares, _cuts(groups, ranked, numbers)) / before
+
+    most = gone(counts(len(order)))
+    if most < share:
+        raise UsageError(
+            f"`train.prune` is {share:g}, but no more than {most:.3f} of the parameters can go",
+            accepted=f"0 to {int(most * 100) / 100:.2f}",
+        )
+    low, high = 0, len(order)  # gone(counts(low)) < share <= gone(counts(high))
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if gone(counts(middle)) >= share else (middle, high)
+    # The last step of a wide layer may go far past the share: one of another layer may do.
+    base = counts(low)
+    last = [counts(high)]
+    for number, group in enumerate(groups):
+        stepped = list(base)
+        stepped[number] = _allowed(group, base[number] + group.multiple)
+        last.append(stepped)
+    best = min((n for n in last if gone(n) >= share), key=gone)
+    return _cuts(groups, ranked, best)
+
+
+def _allowed(group: Group, count: int) -> int:
+    """Return how many of `count` units may go, so that the width left is as it must be."""
+    width = len(group.units)
+    left = max(width - count, group.keep)
+    return width - min(width, -(-left // group.multiple) * group.multiple)
+
+
+def _cuts(
+    groups: Sequence[Group], ranked: Sequence[Sequence[Unit]], counts: Sequence[int]
+) -> list[tuple[Group, Sequence[Unit]]]:
+    return [
+        (group, units[:count])
+        for group, units, count in zip(groups, ranked, counts, strict=True)
+        if count
+    ]
+
+
+def _left(sizes: Mapping[str, int], shares: Mapping[str, Sequence[Share]], cuts: Cuts) -> int:
+    """Return the parameters that are left after the cuts, without making them."""
+    left: dict[str, Fraction] = {}
+    rest: dict[tuple[str, bool], Fraction] = {}
+    for group, units in cuts:
+        for share in shares[group.root]:
+            # Groups that lie side by side on one axis, as behind a concatenation, add up; the
+            # two axes of a weight multiply.
+            key = (share.parameter, share.reads)
+            rest[key] = rest.get(key, Fraction(1)) - Fraction(
+                share.positions * len(units), share.of
+            )
+    for (name, _), part in rest.items():
+        left[name] = left.get(name, Fraction(sizes[name])) * part
+    return int(sum(left.values()) + sum(n for name, n in sizes.items() if name not in left))
 
 
 def _cut(callee: Callee, cuts: Cuts) -> nn.Module:
@@ -155,16 +209,40 @@ def _cut(callee: Callee, cuts: Cuts) -> nn.Module:
     return graph.module.eval()
 
 
-def _with_sizes(callee: Callee, group: Group, probes: Sequence[Feed]) -> Group:
-    """Return the group with those attributes of its owner that must follow the heads."""
-    if not group.owner:
-        return group
-    narrow = tuple(name for name in group.sizes if name not in _STREAM)
-    for sizes in dict.fromkeys(((), narrow, group.sizes)):
-        tried = replace(group, sizes=sizes)
-        if not _unsound(callee, [tried], probes):
-            return tried
-    return group
+def _with_sizes(
+    callee: Callee, groups: Sequence[Group], probes: Sequence[Feed]
+) -> tuple[list[Group], list[Group]]:
+    """Return the groups with those attributes of their owner that must follow the heads.
+
+    Which these are is tried on one owner of a class.
+
+    Returns:
+        The groups, then those where no choice of attributes works.
+    """
+    found: list[Group] = []
+    unsound: list[Group] = []
+    known: dict[type, tuple[str, ...] | None] = {}
+    for group in groups:
+        if not group.owner:
+            found.append(group)
+            continue
+        kind = type(callee.module.get_submodule(group.owner))
+        narrow = tuple(name for name in group.sizes if name not in _STREAM)
+        if kind not in known:
+            known[kind] = next(
+                (
+                    sizes
+                    for sizes in dict.fromkeys(((), narrow, group.sizes))
+                    if not _unsound(callee, [replace(group, sizes=sizes)], probes)
+                ),
+                None,
+            )
+        sizes = known[kind]
+        if sizes is None:
+            unsound.append(group)
+        else:
+            found.append(replace(group, sizes=tuple(n for n in sizes if n in group.sizes)))
+    return found, unsound
 
 
 def _unsound(callee: Callee, groups: Sequence[Group], probes: Sequence[Feed]) -> list[Group]:

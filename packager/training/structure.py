@@ -60,6 +60,16 @@ class Unit:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Share:
+    """What a unit takes of a parameter: `positions` of the `of` that it reads, or writes."""
+
+    parameter: str
+    reads: bool
+    positions: int
+    of: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Group:
     """Channels that run through the same layers, named by the first of these.
 
@@ -165,6 +175,33 @@ class Graph:
             if self._consumes(item.dep)
         ]
 
+    def shares(self, group: Group) -> list[Share]:
+        """Return what a unit of the group takes of every parameter that it runs through."""
+        names = {parameter: name for name, parameter in self.module.named_parameters()}
+        found = []
+        for item in self._items(group, group.units):
+            layer = item.dep.target.module
+            if isinstance(layer, nn.Parameter):
+                sizes = {layer: layer.shape[item.dep.target.pruning_dim]}
+            elif not isinstance(layer, nn.Module):
+                continue
+            elif self._consumes(item.dep):
+                sizes = {layer.weight: _inputs(layer)}
+            else:
+                width = layer.weight.shape[-1] if isinstance(layer, nn.Embedding) else None
+                own = list(layer.parameters(recurse=False))
+                sizes = {p: width or _outputs(layer) for p in own if p.numel() > 1}
+            found += [
+                Share(
+                    parameter=names[p],
+                    reads=self._consumes(item.dep),
+                    positions=len(item.idxs) // len(group.units),
+                    of=size,
+                )
+                for p, size in sizes.items()
+            ]
+        return found
+
     def cut(self, group: Group, units: Sequence[Unit], *, resize: Mapping[str, int]) -> None:
         """Remove units from the module, in place.
 
@@ -243,12 +280,14 @@ def column_mask(layer: nn.Module, positions: Sequence[int]) -> torch.Tensor:
     if getattr(layer, "transposed", False):
         mask[list(positions)] = True
         return mask
+    if groups == 1:
+        mask[:, list(positions)] = True
+        return mask
     inside = layer.weight.shape[1]
     outside = layer.weight.shape[0] // groups
     for position in positions:
-        part = position // inside if groups > 1 else 0
-        rows = slice(part * outside, (part + 1) * outside) if groups > 1 else slice(None)
-        mask[rows, position % inside if groups > 1 else position] = True
+        part = position // inside
+        mask[part * outside : (part + 1) * outside, position % inside] = True
     return mask
 
 
@@ -286,11 +325,20 @@ def _elements(item: Any) -> int:
     if weight is None:
         return 0
     if isinstance(layer, _CONSUMERS) and "in_channels" in item.dep.handler.__name__:
-        axis = layer.in_features if isinstance(layer, nn.Linear) else layer.in_channels
-        return int(weight.numel() // axis * len(item.idxs))
+        return int(weight.numel() // _inputs(layer) * len(item.idxs))
     axis = weight.shape[-1] if isinstance(layer, nn.Embedding) else weight.shape[0]
     bias = getattr(layer, "bias", None)
     return int((weight.numel() // axis + (bias is not None)) * len(item.idxs))
+
+
+def _inputs(layer: nn.Module) -> int:
+    return int(layer.in_features if isinstance(layer, nn.Linear) else layer.in_channels)
+
+
+def _outputs(layer: nn.Module) -> int:
+    if isinstance(layer, nn.Linear):
+        return int(layer.out_features)
+    return int(layer.out_channels if isinstance(layer, _CONSUMERS) else layer.weight.shape[0])
 
 
 def _common_parent(names: Sequence[str]) -> str | None:
