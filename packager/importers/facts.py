@@ -30,7 +30,8 @@ def graph_facts(model: onnx.ModelProto) -> dict[str, Any]:
     """
     constants = list(tensors(model))
     weights = _weights_by_use(model)
-    graph_bytes = model.ByteSize() - sum(_stored(t) for t in constants)
+    outside = sum(_stored(t) for t in constants if t.external_data)
+    graph_bytes = model.ByteSize() + outside - sum(_stored(t) for t in constants)
     sizes = dict.fromkeys(("fp32", "fp16", "int8", "int4"), float(graph_bytes))
     parameters = 0
     for tensor in constants:
@@ -54,7 +55,7 @@ def graph_facts(model: onnx.ModelProto) -> dict[str, Any]:
     return {
         "operators": dict(sorted(counts.items(), key=lambda item: (-item[1], item[0]))),
         "parameters": parameters,
-        "size_bytes": model.ByteSize(),
+        "size_bytes": model.ByteSize() + outside,
         "estimated_bytes": {name: round(size) for name, size in sizes.items()},
         "domains": sorted({node.domain or "ai.onnx" for node in nodes(model)}),
         "functions": sorted(f"{f.domain}.{f.name}" for f in model.functions),

@@ -13,7 +13,7 @@ from packager.passes.contract import PassContext, tool_faults
 from packager.passes.float16 import convert_external
 from packager.passes.half_graph import FLOAT16
 from packager.passes.quantizer import name_nodes
-from packager.passes.weight_only import WeightOnly, find_block_layers
+from packager.passes.weight_only import WeightOnly
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -26,8 +26,12 @@ MOST_BYTES: Final = (1 << 31) - 1
 _LEAST_EXTERNAL: Final = 1024
 # Offsets that the operating system can map.
 _ALIGNMENT: Final = 4096
-_BLOCK_BITS: Final = {"int8-weights": 8, "int4-weights": 4}
-LARGE_FORMS: Final = (*_BLOCK_BITS, "fp16")
+_BLOCKS: Final = {
+    "int8-weights": WeightOnly(),
+    "int8-weights-int4-tables": WeightOnly(table_bits=4),
+    "int4-weights": WeightOnly(bits=4),
+}
+LARGE_FORMS: Final = (*_BLOCKS, "fp16")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,7 +196,7 @@ def _in_blocks(
 ) -> tuple[Any, Callable[[Any], NDArray[Any]], tuple[str, ...]]:
     import onnx
 
-    step = WeightOnly(bits=_BLOCK_BITS[form])
+    step = _BLOCKS[form]
     reason = step.requires(model.proto, context)
     if reason is not None:
         raise ModelUnsupported(f"the model cannot be made {form}: {reason}")
@@ -200,8 +204,7 @@ def _in_blocks(
     proto.CopyFrom(model.proto)
     name_nodes(proto)
     sources = {tensor.name: tensor for tensor in proto.graph.initializer}
-    shapes = {name: tuple(tensor.dims) for name, tensor in sources.items()}
-    layers = find_block_layers(proto, shapes, block=step.block)
+    layers = step.find(proto)
     step.rewrite(proto, layers)
     placed: list[Any] = []
     origin: dict[str, str] = {}
@@ -220,9 +223,7 @@ def _in_blocks(
 
     del proto.graph.initializer[:]
     proto.graph.initializer.extend(placed)
-    count = len(layers)
-    note = f"{count} weight{'s' if count > 1 else ''} in {step.bits} bits, blocks of {step.block}"
-    return proto, array, (note,)
+    return proto, array, (step.in_words(layers),)
 
 
 class _Latest:

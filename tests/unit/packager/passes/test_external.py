@@ -15,6 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 from packager.checks.latency import open_session
 from packager.checks.parity import compare
 from packager.errors import ModelUnsupported
+from packager.importers.facts import graph_facts
 from packager.passes.contract import PassContext, apply
 from packager.passes.external import (
     files_of,
@@ -96,6 +97,17 @@ def test_tensors_are_read_where_they_lie(small: Path) -> None:
     assert files_of(small) == (small, small.with_name("model.onnx.data"))
 
 
+def test_what_lies_outside_counts_in_the_facts(small: Path) -> None:
+    outside, inside = (
+        graph_facts(onnx.load(small, load_external_data=load)) for load in (False, True)
+    )
+    assert outside["parameters"] == inside["parameters"] == 3 * 64 * 64
+    for name in ("fp32", "int8"):
+        expected = inside["estimated_bytes"][name]
+        assert outside["estimated_bytes"][name] == pytest.approx(expected, rel=0.02)
+    assert outside["size_bytes"] == pytest.approx(inside["size_bytes"], rel=0.02)
+
+
 @pytest.mark.parametrize(("code", "expected"), [
     (TensorProto.FLOAT, 60), (TensorProto.INT4, 8), (TensorProto.FLOAT16, 30),
     (TensorProto.BOOL, 15), (TensorProto.INT64, 120),
@@ -163,7 +175,7 @@ def test_a_form_that_does_not_exist_or_apply_is_refused(
     context, out = context_of(small), tmp_path / "out.onnx"
     with pytest.raises(ModelUnsupported, match="has no form `int8-static`") as caught:
         quantize_large(small, out, context, form="int8-static")
-    assert caught.value.accepted == "int8-weights, int4-weights, fp16"
+    assert caught.value.accepted == "int8-weights, int8-weights-int4-tables, int4-weights, fp16"
     engine = dataclasses.replace(context.target.engine, name="tensorrt")
     target = dataclasses.replace(context.target, engine=engine)
     with pytest.raises(ModelUnsupported, match="tensorrt does not know MatMulNBits"):

@@ -13,6 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 from packager.checks.parity import compare
 from packager.passes.blocks import quantize_blocks
 from packager.passes.contract import PassBroken, apply, run_model
+from packager.passes.int8_dynamic import Int8Dynamic
 from packager.passes.weight_only import WeightOnly
 
 if TYPE_CHECKING:
@@ -141,13 +142,27 @@ def test_the_engine_reads_the_blocks_as_they_are_meant(
 def test_the_note_tells_both_sizes(text: tuple[Any, Any]) -> None:
     proto, context = text
     after, (report,) = apply((WeightOnly(bits=4),), proto, context)
-    assert report.notes[0].startswith("4 weights in 4 bits, blocks of 32: 126.4 kB → 22.4 kB")
+    assert report.notes[0].startswith(
+        "3 weights in 4 bits and 1 table in 4 bits, blocks of 32: 126.4 kB → 22.4 kB"
+    )
     assert after.ByteSize() < 0.25 * proto.ByteSize()
     first, second = (
         apply((WeightOnly(),), proto, context)[0].SerializeToString(deterministic=True)
         for _ in range(2)
     )
     assert first == second
+
+
+def test_tables_may_have_fewer_bits_and_come_alone(text: tuple[Any, Any]) -> None:
+    proto, context = text
+    after, (report,) = apply((WeightOnly(table_bits=4),), proto, context)
+    assert report.notes[0].startswith("3 weights in 8 bits and 1 table in 4 bits")
+    assert compare(run_model(proto, context), run_model(after, context)).cosine > 0.99
+    after, reports = apply((WeightOnly(bits=4, products=False), Int8Dynamic()), proto, context)
+    assert [r.status for r in reports] == ["applied", "applied"]
+    assert reports[0].notes[0].startswith("1 table in 4 bits")
+    kinds = {node.op_type for node in after.graph.node}
+    assert {"GatherBlockQuantized", "MatMulInteger"} <= kinds
 
 
 def test_weights_that_something_else_reads_stay(text: tuple[Any, Any]) -> None:
