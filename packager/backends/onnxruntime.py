@@ -7,12 +7,11 @@ from typing import TYPE_CHECKING, Any, Final
 from packager.artifact import Artifact
 from packager.checks.latency import open_session
 from packager.checks.parity import compare
-from packager.data import synthetic
 from packager.errors import BudgetMissed, ModelUnsupported, UsageError
 from packager.manifest import sha256_file
 from packager.passes.contract import first_line, opset_of, tool_faults
 from packager.passes.graph import all_nodes, strip_texts
-from packager.passes.inputs import attach, least_opset
+from packager.passes.inputs import attach, least_opset, made_up
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -70,14 +69,15 @@ def build(
         )
     signature = attach(chosen.path, model.signature, recipe, path)
     proto = onnx.load(path)
+    samples = made_up(signature, recipe, _RUNS, 0)
     strip_texts(proto)
     proto.producer_name = _PRODUCER
     proto.graph.name = "model"
-    _lower(proto, target, signature)
+    _lower(proto, target, samples)
     path.write_bytes(proto.SerializeToString(deterministic=True))
     read_back = onnx.load(path, load_external_data=False)
     opset, ir_version = opset_of(read_back), int(read_back.ir_version)
-    _check_runs(path, signature, target)
+    _check_runs(path, signature, samples, target)
     return Artifact(
         path=path,
         model=model,
@@ -98,13 +98,13 @@ def build(
     )
 
 
-def _lower(model: Any, target: Target, signature: Signature) -> None:
+def _lower(model: Any, target: Target, samples: Samples) -> None:
     """Bring opset and IR version down to what the target's engine reads, in place."""
     from onnx import helper
 
     engine = target.engine
     if opset_of(model) > engine.max_opset:
-        model.CopyFrom(_lowered(model, target, signature))
+        model.CopyFrom(_lowered(model, target, samples))
     if model.ir_version > engine.max_ir_version:
         least = helper.find_min_ir_version_for(
             [
@@ -122,7 +122,7 @@ def _lower(model: Any, target: Target, signature: Signature) -> None:
         model.ir_version = engine.max_ir_version
 
 
-def _lowered(model: Any, target: Target, signature: Signature) -> Any:
+def _lowered(model: Any, target: Target, samples: Samples) -> Any:
     import onnx
     from onnx import version_converter
 
@@ -147,7 +147,6 @@ def _lowered(model: Any, target: Target, signature: Signature) -> Any:
         onnx.checker.check_model(draft)
         return draft
 
-    samples = synthetic(signature, _RUNS, 0)
     expected = _answers(model, samples)
     reason = "an output changes"
     for make in (converted, relabelled):
@@ -194,14 +193,14 @@ def _missing_operators(model: Any, opset: int) -> list[str]:
     return sorted(set(found))
 
 
-def _check_runs(path: Path, signature: Signature, target: Target) -> None:
+def _check_runs(path: Path, signature: Signature, samples: Samples, target: Target) -> None:
     try:
         session = open_session(path, 1)
         names = [value.name for value in session.get_inputs()]
         wanted = [spec.name for spec in signature.inputs]
         if names != wanted:
             raise ModelUnsupported(f"the artifact has the inputs {names}, not {wanted}")
-        for sample in synthetic(signature, _RUNS, 0):
+        for sample in samples:
             session.run(None, dict(sample))
     except tool_faults() as fault:
         raise ModelUnsupported(

@@ -82,7 +82,7 @@ def make_golden(
         ModelUnsupported: the artifact or the original does not run.
         BudgetMissed: on a real sample the artifact is further from the original than allowed.
     """
-    origin, inputs = _inputs(artifact, samples, seed, count)
+    origin, inputs = _inputs(artifact, recipe, samples, seed, count)
     specs = artifact.signature.outputs
     original = _original(artifact, recipe, workdir)
     answers = [
@@ -126,12 +126,15 @@ _Answer = tuple[dict[str, "NDArray[Any]"], _Arrays, _Arrays]
 
 
 def _inputs(
-    artifact: Artifact, samples: Samples | None, seed: int, count: int
+    artifact: Artifact, recipe: Recipe | None, samples: Samples | None, seed: int, count: int
 ) -> tuple[str, Sequence[dict[str, NDArray[Any]]]]:
     if samples is None:
         from packager.data import synthetic
+        from packager.passes.inputs import made_up
 
-        return "synthetic", synthetic(artifact.signature, count, seed)
+        if recipe is None:
+            return "synthetic", synthetic(artifact.signature, count, seed)
+        return "synthetic", made_up(artifact.signature, recipe, count, seed)
     return samples.origin, samples[:count]
 
 

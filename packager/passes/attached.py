@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 from packager.checks.latency import open_session
 from packager.checks.parity import compare, contradiction
-from packager.data import synthetic
 from packager.errors import ModelUnsupported
 from packager.passes.contract import first_line, tool_faults
 
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
 
 _PARITY: Final = 1e-3
 _ROUNDING: Final = 1e-5
-_RUNS: Final = 2
 
 
 def check_attached(
@@ -32,6 +30,7 @@ def check_attached(
     attached_path: Path,
     attached: Signature,
     *,
+    samples: Samples,
     raw: Mapping[str, str],
     prepare: Callable[[Samples], Samples],
     finish: Callable[[Outputs], Outputs] | None,
@@ -47,6 +46,7 @@ def check_attached(
         model_path: The model alone.
         attached_path: With its pre- and post-processing.
         attached: The latter's signature.
+        samples: Made-up inputs of the attached model.
         raw: Names of its raw outputs' values, by the model's output.
         prepare: The pre-processing alone.
         finish: The post-processing alone.
@@ -55,7 +55,6 @@ def check_attached(
     Raises:
         ModelUnsupported: it does not run, or computes something else.
     """
-    samples = synthetic(attached, _RUNS, 0)
     hint = f"export the model with opset {raised[1]} or later" if raised is not None else None
     try:
         expected = _run(model_path, prepare(samples))

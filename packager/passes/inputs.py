@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
+from packager.data import TEXT_KEY, synthetic
 from packager.errors import UsageError
 from packager.model import Dim, Signature
 from packager.passes import audio as sound
@@ -22,6 +23,7 @@ from packager.passes.splice import fresh, put_before, put_behind, raised, rename
 from packager.passes.steps import Steps, value_info
 from packager.passes.text import check_text, tokenize
 from packager.passes.transform import check_transform
+from packager.passes.wordpiece import read_wordpiece
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -33,7 +35,8 @@ if TYPE_CHECKING:
     from packager.model import TensorSpec
     from packager.recipe import AudioInput, ImageInput, Recipe
 
-TEXT_KEY: Final = "text"
+_APART: Final = 7919
+_RUNS: Final = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +89,7 @@ def attach(model_path: Path, signature: Signature, recipe: Recipe, out: Path) ->
         model_path,
         out,
         attached,
+        samples=made_up(attached, recipe, _RUNS, 0),
         raw=raw,
         prepare=lambda samples: prepare(samples, recipe, signature),
         finish=post.finisher(recipe, signature),
@@ -150,6 +154,28 @@ def as_served(samples: Samples, recipe: Recipe, signature: Signature) -> Samples
     """
     tokens = _tokens(recipe, signature)
     return samples if tokens is None else samples.map(tokens)
+
+
+def made_up(attached: Signature, recipe: Recipe, count: int, seed: int) -> Samples:
+    """Return `data.synthetic` inputs of an attached model, with token numbers of the vocabulary.
+
+    Args:
+        attached: The signature after `attach`.
+        recipe: Its inputs.
+        count: How many.
+        seed: Of the draw.
+    """
+    samples = synthetic(attached, count, seed)
+    if recipe.text is None:
+        return samples
+    name, size = recipe.text.ids, len(read_wordpiece(recipe.text).vocabulary)
+
+    def change(sample: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        # A prime apart, so that they come from all of the vocabulary.
+        ids = (sample[name].astype("int64") * _APART % size).astype(sample[name].dtype)
+        return {**sample, name: ids}
+
+    return samples.map(change)
 
 
 def check_transforms(recipe: Recipe, samples: Samples, signature: Signature) -> dict[str, Any]:
