@@ -127,9 +127,9 @@ def search_key(
 
 
 def _search_data(recipe: Recipe, model: Model, data: Data, trained: Trained) -> SearchData:
-    from packager.passes.inputs import prepare, served_signature
+    from packager.passes.inputs import made_up, prepare, served_signature
     from packager.passes.outputs import finisher
-    from packager.search.setting import SearchData
+    from packager.search.setting import MADE_UP_SAMPLES, SearchData
 
     def prepared(samples: Samples | None) -> Samples | None:
         return prepare(samples, recipe, model.signature) if samples is not None else None
@@ -141,6 +141,7 @@ def _search_data(recipe: Recipe, model: Model, data: Data, trained: Trained) -> 
         outputs=served_signature(model.signature, recipe),
         alphabet=_alphabet(recipe),
         sources=trained.sources,
+        made_up=made_up(model.signature, recipe, MADE_UP_SAMPLES, recipe.seed),
     )
 
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 HOLDOUT: Final = 0.3
 MOST_CALIBRATION: Final = 256
 MOST_COMPARISON: Final = 256
-_SYNTHETIC_SAMPLES: Final = 8
+MADE_UP_SAMPLES: Final = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +41,7 @@ class SearchData:
         outputs: The signature after it; None for the model's own.
         alphabet: Names of the classes, for metrics that read text.
         sources: Other models that training made of this one, by name.
+        made_up: Inputs to compare on where there is no data; None for `data.synthetic`.
     """
 
     calibration: Samples | None = None
@@ -49,6 +50,7 @@ class SearchData:
     outputs: Signature | None = None
     alphabet: tuple[str, ...] = ()
     sources: Mapping[str, Path] = field(default_factory=dict)
+    made_up: Samples | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +113,7 @@ def split_data(model: Model, data: SearchData, seed: int) -> dict[str, Any]:
         }
         return {**parts, "real": True}
     if calibration is None:
-        made_up = synthetic(model.signature, _SYNTHETIC_SAMPLES, seed)
+        made_up = data.made_up or synthetic(model.signature, MADE_UP_SAMPLES, seed)
         return {"calibration": None, "comparison": made_up, "confirmation": None, "real": False}
     part, held_out = calibration.split(HOLDOUT)
     return {
