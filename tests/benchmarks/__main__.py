@@ -9,7 +9,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-NAMES = ("starting", "building", "serving", "efficientnet")
+NAMES = ("starting", "building", "serving", "efficientnet", "recogniser")
 
 
 def main(names: list[str]) -> int:
