@@ -58,9 +58,12 @@ def fit_sample(
     specs = {spec.name: spec for spec in signature.inputs}
     wanted = wanted_inputs(signature, recipe)
     if set(arrays) != set(wanted) and set(arrays) != set(specs):
+        extra = [name for name in arrays if name not in wanted and name not in specs]
+        label = f"if `{extra[0]}` holds the labels: `--label {extra[0]}`" if extra else None
         raise UsageError(
             f"{where} holds the arrays " + (", ".join(f"`{n}`" for n in arrays) or "(none)"),
             accepted="one array per input: " + ", ".join(f"`{n}`" for n in wanted),
+            hint=label if len(extra) == 1 else None,
         )
     sizes: dict[str, int] = {}
     sample: Sample = {}

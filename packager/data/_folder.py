@@ -48,8 +48,9 @@ def load_folder(folder: Path, gathering: Gathering) -> Samples:
         "with one array per input name"
     )
     if not held:
-        found = f"{len(files)} other files" if files else "nothing"
-        raise UsageError(f"`{folder}` holds no samples but {found}", accepted=accepted)
+        others = f"{len(files)} other file{'' if len(files) == 1 else 's'}"
+        found = f"no samples, only {others}" if files else "nothing"
+        raise UsageError(f"`{folder}` holds {found}", accepted=accepted)
     if len(held) > 1:
         raise UsageError(
             f"`{folder}` mixes "

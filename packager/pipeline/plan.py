@@ -154,6 +154,9 @@ def make_plan(
             time_budget_s=parse_duration(time_budget) if time_budget is not None else None,
         ),
     )
+    if metric == "":
+        raise UsageError("`--metric` is empty", accepted="a metric's name, or leave it out")
+    _check_budget(recipe)
     names = tuple(targets) or recipe.targets
     if not names:
         raise UsageError(
@@ -268,6 +271,28 @@ def _compression(given: Compression, **changes: Any) -> Compression:
     if wanted.get("metric", "").partition(":")[0].endswith(".py"):
         wanted["metric"] = str(Path(wanted["metric"]).absolute())
     return dataclasses.replace(given, **wanted)
+
+
+def _check_budget(recipe: Recipe) -> None:
+    """Refuse a metric that there is not and a budget that is none before any long work."""
+    from packager.checks.metrics import find_metric
+
+    word, drop = recipe.compress.metric, recipe.compress.max_drop
+    if ".py:" in word:
+        return
+    metric = find_metric(word or "top1")
+    if word and metric.needs_labels and recipe.evaluation is None:
+        raise UsageError(
+            f"`{word}` needs labelled data", hint="give it with `--eval DATA`, or leave it out"
+        )
+    if drop is None or drop.value < 1:
+        return
+    if metric.higher_is_better if drop.relative else metric.unit == "share":
+        raise UsageError(
+            f"a budget of {drop.value:.6g} lets `{metric.name}` lose everything",
+            accepted="`0.5%` or `0.005` in the metric's unit, `rel:1%` relative",
+            hint=f"did you mean `{drop.value:g}%`?",
+        )
 
 
 def _check_source(option: str, source: DataSource | None) -> None:

@@ -274,9 +274,10 @@ class Search:
             why = "there is no data" if setting.calibration is None else "the data is random"
             setting.reporter.note(f"{why}: candidates are compared on made-up inputs")
         elif judge.compared_rows < ENOUGH_ROWS:
+            rows = judge.compared_rows
             setting.reporter.note(
-                f"only {judge.compared_rows} samples are left to compare on: their top-1 agreement "
-                f"is shown, and enforced from {ENOUGH_ROWS} on"
+                f"only {rows} sample{'s are' if rows > 1 else ' is'} left to compare on: top-1 "
+                f"agreement is shown, and enforced from {ENOUGH_ROWS} on"
             )
 
     def _settle(self, asked: str) -> Candidate:

@@ -144,6 +144,8 @@ class Judge:
         setting = self._setting
         if form.needs_samples and setting.calibration is None:
             return "there is no calibration data: give a folder with `-c FOLDER`"
+        if form.needs_samples and not forced and setting.calibrated_rows < 2:
+            return "one single sample is too little to calibrate on: ask for it with `--precision`"
         if form.passes and not forced:
             base = self.maker.graph()
             if isinstance(base, NotMade):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from packager.data import synthetic
 from packager.errors import UsageError
+from packager.search.answers import rows_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -88,6 +89,13 @@ class Setting:
     deadline: float = float("inf")
 
     @property
+    def calibrated_rows(self) -> int:
+        """Return how many samples there are to calibrate on; of a single one, its rows."""
+        if self.calibration is None or len(self.calibration) != 1:
+            return len(self.calibration or ())
+        return rows_of(self.calibration[0])
+
+    @property
     def over(self) -> bool:
         """Tell whether the time budget is spent."""
         return time.monotonic() > self.deadline
@@ -146,6 +154,11 @@ def metric_and_budget(
     if evaluation is None and metric.needs_labels:
         raise UsageError(
             f"`{word}` needs labelled data", hint="give it with `--eval DATA`, or leave it out"
+        )
+    if evaluation is None and data.calibration is None:
+        raise UsageError(
+            f"`{word}` cannot be measured without data",
+            hint="give some with `--eval DATA` or `-c DATA`",
         )
     metric.check(data.outputs or model.signature, labels)
     return metric, compression.max_drop or Drop(value=0.01)

@@ -6,6 +6,7 @@ import importlib.util
 import json
 import math
 import sys
+import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from packager.checks.metrics._function import LAYOUT_FILE, REFUSED, RESULT_FILE,
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from types import TracebackType
 
 
 class _Refused(Exception):  # noqa: N818 - says what happened
@@ -21,6 +23,7 @@ class _Refused(Exception):  # noqa: N818 - says what happened
 
 def main(file: str, name: str, folder: str) -> int:
     """Write what the function says, or what it is, into `folder/result.json`."""
+    sys.excepthook = _tell_own_lines
     try:
         function = _load(file, name)
         values = Path(folder, VALUES_FILE)
@@ -83,6 +86,17 @@ def _label(wire: dict[str, Any], arrays: Any) -> Any:
     if "list" in wire:
         return [_label(value, arrays) for value in wire["list"]]
     return wire["value"]
+
+
+def _tell_own_lines(
+    kind: type[BaseException], fault: BaseException, trace: TracebackType | None
+) -> None:
+    """Print what the user's code raised, without the frames that led there."""
+    frames = [frame.filename for frame in traceback.extract_tb(trace)]
+    own = frames.index(sys.argv[1]) if sys.argv[1] in frames else len(frames)
+    for frame in traceback.extract_tb(trace)[own:]:
+        sys.stderr.write(f"{Path(frame.filename).name}:{frame.lineno}: {frame.line}\n")
+    sys.stderr.write("".join(traceback.format_exception_only(kind, fault)))
 
 
 def _shown(value: object) -> str:

@@ -201,13 +201,13 @@ def test_a_file_of_no_known_kind_is_refused(tmp_path: Path) -> None:
 
 
 def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="holds no samples but nothing"):
+    with pytest.raises(UsageError, match="holds nothing"):
         load(tmp_path, FLOATS)
 
 
 def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("1,2")
-    with pytest.raises(UsageError, match="holds no samples but 1 other files"):
+    with pytest.raises(UsageError, match="holds no samples, only 1 other file"):
         load(tmp_path, FLOATS)
 
 

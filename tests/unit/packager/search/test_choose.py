@@ -210,6 +210,7 @@ def test_a_lock_repeats_the_layers_that_stay_float(
 ) -> None:
     model = make_cnn(layers=10, channels=64)
     plain = next(f for f in table(Compression()) if f.name == "int8-static")
+    plain = dataclasses.replace(plain, shapes=("cleaned",))
     cleaned = run(model, make_samples(model, 30), precision="fp32")["fp32"].path
     layers = tuple(n.name for n in onnx.load(cleaned).graph.node if n.op_type == "Conv")[:2]
     lock = plain.with_float(layers).to_lock()
