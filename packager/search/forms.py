@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
@@ -89,9 +90,16 @@ class Form:
         int8 = ("int8-static", "int8-dynamic")
         return asked in (self.name, self.precision) or (asked == "int8" and self.precision in int8)
 
-    def with_float(self, layers: tuple[str, ...]) -> Form:
-        """Return the form with these layers in float."""
-        return replace(self, name=f"{self.family}-mixed-{len(layers)}", float_layers=layers)
+    def with_float(self, layers: tuple[str, ...], *, others: int = 0) -> Form:
+        """Return the form with these layers in float.
+
+        Args:
+            layers: Names.
+            others: How many other sets of this size were named before: `b` tells the second.
+        """
+        letter = chr(ord("a") + others) if others else ""
+        name = f"{self.family}-mixed-{len(layers)}{letter}"
+        return replace(self, name=name, float_layers=layers)
 
     def to_lock(self) -> dict[str, Any]:
         """Return what a lock needs to make the form again."""
@@ -128,7 +136,10 @@ def locked_form(forms: tuple[Form, ...], choice: Mapping[str, Any]) -> Form | No
         return None
     layers = tuple(choice.get("float_layers", ()))
     form = replace(form, shapes=(shape,))
-    return form.with_float(layers) if layers else form
+    if not layers:
+        return form
+    letter = re.fullmatch(r".*-mixed-\d+([b-z])", str(choice.get("precision")))
+    return form.with_float(layers, others=ord(letter[1]) - ord("a") if letter else 0)
 
 
 def _of_variant(variant: str, name: str) -> str:

@@ -73,12 +73,23 @@ def search_mixed(
         may_go_on: Asked before each evaluation.
         tried: Is told each form and its verdict.
     """
+    kept: dict[frozenset[str], bool] = {}
+
+    def keeps_budget(layers: tuple[str, ...]) -> bool:
+        key = frozenset(layers)
+        if key not in kept:
+            mixed = form.with_float(layers, others=sum(len(k) == len(key) for k in kept))
+            candidate = judge.judge(mixed, forced=True)
+            tried(mixed, candidate)
+            kept[key] = candidate.verdict in ("passed", "slower")
+        return kept[key]
+
     best: tuple[str, ...] | None = None
     before = 0
     for layers in sets_to_try(ranking):
         if not may_go_on():
             return
-        if _try(judge, form, layers, tried):
+        if keeps_budget(layers):
             best = layers
             break
         before = len(layers)
@@ -88,13 +99,13 @@ def search_mixed(
     between = (before + len(best)) // 2
     if before < between < len(best) and may_go_on():
         fewer = tuple(names[:between])
-        best = fewer if _try(judge, form, fewer, tried) else best
+        best = fewer if keeps_budget(fewer) else best
     weights = {layer.name: layer.weights for layer in ranking}
     for name in sorted(best, key=lambda n: -weights[n])[:_REFINED]:
         fewer = tuple(n for n in best if n != name)
         if not fewer or not may_go_on():
             return
-        best = fewer if _try(judge, form, fewer, tried) else best
+        best = fewer if keeps_budget(fewer) else best
 
 
 def layer_choices(
@@ -119,12 +130,3 @@ def layer_choices(
             choice = dataclasses.replace(choice, precision="fp32", reason=reason)
         found.append(choice)
     return tuple(found)
-
-
-def _try(
-    judge: Judge, form: Form, layers: tuple[str, ...], tried: Callable[[Form, Candidate], None]
-) -> bool:
-    mixed = form.with_float(layers)
-    candidate = judge.judge(mixed, forced=True)
-    tried(mixed, candidate)
-    return candidate.verdict in ("passed", "slower")
