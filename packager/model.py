@@ -128,10 +128,10 @@ class Provenance:
 
 @dataclass(frozen=True, kw_only=True)
 class Model:
-    """A self-contained ONNX file (no external data up to 2 GB) with its true signature.
+    """An ONNX file with its true signature: self-contained up to 2 GB.
 
     Attributes:
-        path: The ONNX file.
+        path: The ONNX file; past 2 GB its large tensors lie in `data_file(path)`.
         signature: Found by running, not by trusting the graph's declarations.
         opset: Version of the default operator domain.
         ir_version: IR version of the file.
@@ -146,3 +146,23 @@ class Model:
     provenance: Provenance
     quantized: bool = False
     extra: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def large(self) -> bool:
+        """Tell whether it is too large for one file."""
+        return data_file(self.path).is_file()
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Return every file that it consists of, the graph's first."""
+        return (self.path, data_file(self.path)) if self.large else (self.path,)
+
+    @property
+    def size_bytes(self) -> int:
+        """Return the bytes of all its files."""
+        return sum(file.stat().st_size for file in self.files)
+
+
+def data_file(path: Path) -> Path:
+    """Return where a model that is too large for one file keeps its large tensors."""
+    return path.with_name(f"{path.name}.data")

@@ -6,6 +6,7 @@ import time
 from typing import TYPE_CHECKING, Any, Final
 
 from packager.artifact import Latency
+from packager.model import data_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -128,7 +129,11 @@ def bootstrap_confidence(ratios: NDArray[Any]) -> float:
 
 
 def open_session(path: Path, threads: int) -> Any:
-    """Return an ONNX Runtime session on the CPU as a device opens it: spinning off, quiet."""
+    """Return an ONNX Runtime session on the CPU as a device opens it: spinning off, quiet.
+
+    A model too large for one file runs on no device: its weights are neither packed nor folded, so
+    that they stay views on their file.
+    """
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -136,6 +141,9 @@ def open_session(path: Path, threads: int) -> Any:
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if data_file(path).is_file():
+        options.add_session_config_entry("session.disable_prepacking", "1")
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 

@@ -15,6 +15,7 @@ from packager.importers.request import (
     Imported,
     ImportRequest,
 )
+from packager.model import data_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -57,7 +58,8 @@ def _importer(kind: str) -> Callable[[ImportRequest, Path], Imported]:
 
 
 def _fail(workdir: Path, fault: EdgepackError) -> int:
-    (workdir / MODEL_FILE).unlink(missing_ok=True)
+    for file in (workdir / MODEL_FILE, data_file(workdir / MODEL_FILE)):
+        file.unlink(missing_ok=True)
     wire = {
         "class": type(fault).__name__,
         "message": fault.message,

@@ -10,10 +10,13 @@ from typing import TYPE_CHECKING, Final
 from packager.errors import InputOutputError, ModelUnsupported
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     import onnx
 
 _KEYS: Final = frozenset({"location", "offset", "length", "checksum"})
 _MAX_OFFSET_DIGITS: Final = 18
+_CHUNK_BYTES: Final = 1 << 24
 
 
 def check_external(tensor: onnx.TensorProto, folder: Path, *, size: int, where: str) -> None:
@@ -48,6 +51,20 @@ def read_external(tensor: onnx.TensorProto, folder: Path, *, size: int) -> bytes
         ModelUnsupported: the file changed since it was checked.
         InputOutputError: it cannot be read.
     """
+    data = b"".join(external_chunks(tensor, folder, size=size))
+    del tensor.external_data[:]
+    tensor.ClearField("data_location")
+    tensor.raw_data = data
+    return data
+
+
+def external_chunks(tensor: onnx.TensorProto, folder: Path, *, size: int) -> Iterator[bytes]:
+    """Yield a checked tensor's external data piece by piece.
+
+    Raises:
+        ModelUnsupported: the file changed since it was checked.
+        InputOutputError: it cannot be read.
+    """
     where = f"tensor `{tensor.name}`"
     location, offset, length = _reference(tensor, size=size, where=where)
     path = folder / location
@@ -58,15 +75,14 @@ def read_external(tensor: onnx.TensorProto, folder: Path, *, size: int) -> bytes
             if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
                 raise ModelUnsupported(f"{where}: `{location}` changed while it was read")
             stream.seek(offset)
-            data = stream.read(length)
+            left = size if length == size else 0
+            while left and (data := stream.read(min(left, _CHUNK_BYTES))):
+                left -= len(data)
+                yield data
     except OSError as fault:
         raise InputOutputError(f"`{location}` cannot be read: {fault.strerror}") from fault
-    if len(data) != size:
+    if left or length != size:
         raise ModelUnsupported(f"{where}: `{location}` changed while it was read")
-    del tensor.external_data[:]
-    tensor.ClearField("data_location")
-    tensor.raw_data = data
-    return data
 
 
 def locations(tensors: list[onnx.TensorProto]) -> list[str]:

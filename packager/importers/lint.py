@@ -9,9 +9,10 @@ import onnx
 from google.protobuf.message import DecodeError
 
 from packager.errors import InputOutputError, ModelUnsupported
-from packager.importers.external_data import check_external, read_external
+from packager.importers.external_data import check_external, external_chunks, read_external
 from packager.importers.graph_walk import attribute_graphs, graphs, tensors
 from packager.importers.wire import check_envelope
+from packager.passes.external import past_one_file
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 MAX_NODES: Final = 200_000
 MAX_DEPTH: Final = 16
 MAX_TENSOR_BYTES: Final = 1 << 33
+# In blocks of 4 bits, the smallest form, a larger float32 model fills more than one file.
+MAX_TOTAL_BYTES: Final = 1 << 34
 MAX_IO_ELEMENTS: Final = 1 << 31
 _DOMAINS: Final = frozenset({"", "ai.onnx", "ai.onnx.ml", "com.microsoft"})
 _WHY_NOT: Final = {
@@ -62,22 +65,41 @@ def lint_onnx(path: Path) -> None:
 def read_onnx(path: Path, *, source: str) -> tuple[onnx.ModelProto, str]:
     """Return the linted model with its external data inlined, and the digest of all its bytes.
 
+    Where it is too large for one file, the initializers' data stays outside.
+
     Raises:
-        ModelUnsupported: hostile or broken, or more than 2 GB.
+        ModelUnsupported: hostile or broken, or larger than any form in one file is made of.
         InputOutputError: it cannot be read.
     """
     model, digest = _parse_and_lint(path, source=source)
-    external = [t for t in tensors(model) if t.data_location == onnx.TensorProto.EXTERNAL]
-    if external:
-        total = sum(tensor_bytes(t) for t in external) + model.ByteSize()
-        if total >= 1 << 31:
-            raise ModelUnsupported(
-                f"`{source}` holds {total / 1e9:.1f} GB with its external data",
-                accepted="models up to 2 GB",
-            )
-        for tensor in external:
-            digest.update(read_external(tensor, path.parent, size=tensor_bytes(tensor)))
+    places = [(i, t) for i, t in enumerate(tensors(model)) if is_external(t)]
+    total = sum(tensor_bytes(t) for _, t in places) + model.ByteSize()
+    if total > MAX_TOTAL_BYTES:
+        raise ModelUnsupported(
+            f"`{source}` holds {total / 1e9:.1f} GB with its external data",
+            accepted=f"models up to {MAX_TOTAL_BYTES / 1e9:.1f} GB",
+        )
+    # The main graph's initializers come first.
+    staying = len(model.graph.initializer) if past_one_file(total) else 0
+    inner = sum(tensor_bytes(t) for i, t in places if i >= staying) + model.ByteSize()
+    if past_one_file(inner):
+        raise ModelUnsupported(
+            f"`{source}` holds {inner / 1e9:.1f} GB inside of nodes and inner graphs",
+            accepted="models whose weights are initializers of the main graph",
+        )
+    for position, tensor in places:
+        size = tensor_bytes(tensor)
+        if position >= staying:
+            digest.update(read_external(tensor, path.parent, size=size))
+            continue
+        for chunk in external_chunks(tensor, path.parent, size=size):
+            digest.update(chunk)
     return model, digest.hexdigest()
+
+
+def is_external(tensor: onnx.TensorProto) -> bool:
+    """Tell whether a tensor's data lies in another file."""
+    return bool(tensor.data_location == onnx.TensorProto.EXTERNAL)
 
 
 def _parse_and_lint(path: Path, *, source: str) -> tuple[onnx.ModelProto, hashlib._Hash]:
@@ -233,7 +255,7 @@ def _check_tensor(tensor: onnx.TensorProto, source: str, folder: Path) -> None:
     size = tensor_bytes(tensor)
     if size > MAX_TENSOR_BYTES:
         raise ModelUnsupported(f"{where} claims {size / 1e9:.0f} GB: {list(tensor.dims)}")
-    if tensor.data_location == onnx.TensorProto.EXTERNAL:
+    if is_external(tensor):
         if kind == "STRING":
             raise ModelUnsupported(f"{where} keeps strings in external data")
         check_external(tensor, folder, size=size, where=where)

@@ -32,6 +32,7 @@ from packager.importers.request import (
     ImportLimits,
     ImportRequest,
 )
+from packager.model import data_file
 
 if TYPE_CHECKING:
     from packager.console import Reporter
@@ -55,7 +56,10 @@ _TITLES = {"torch": "torch module", "exported-program": "exported program", "onn
 _LOG_FILE = "import.log"
 _CRASH_LINES = 6
 _LOCATION = re.compile(rb"\x0a\x08location\x12(.)(.)", re.DOTALL)
-_MAX_EXTERNAL_BYTES = 1 << 31
+# Up to here external data is inlined; beyond it is copied from file to file.
+_INLINED_BYTES = 1 << 31
+_MOST_HASHED_BYTES = 1 << 34
+_LARGE_FACTOR = 3
 # Thread pools and arenas reserve address space for every core, which the memory limit counts.
 _FEW_THREADS = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2"}
 
@@ -180,7 +184,8 @@ def import_model(
     workdir = workdir.resolve()
     reporter.stage(f"import {_TITLES[request.kind]} `{request.source}`")
     try:
-        for name in (REQUEST_FILE, MODEL_FILE, RESULT_FILE, ERROR_FILE):
+        data = data_file(workdir / MODEL_FILE).name
+        for name in (REQUEST_FILE, MODEL_FILE, data, RESULT_FILE, ERROR_FILE):
             (workdir / name).unlink(missing_ok=True)
         request.write(workdir / REQUEST_FILE)
         done = _run_child(request, workdir)
@@ -209,14 +214,18 @@ def source_digest(recipe: Recipe) -> str | None:
     """Return the SHA-256 of a file source with its external data, for the stage cache.
 
     None for a factory: its weights are known only after it has run, and `Provenance` has their
-    digest then. Where the external data cannot be resolved the import itself will say so.
+    digest then; and where more lies beside an ONNX file than a model may hold. Where the external
+    data cannot be resolved the import itself will say so.
     """
     request = parse_source(recipe.model)
     if request.kind == "torch":
         return None
     digest = hashlib.sha256()
     path = Path(request.path)
-    for member in (path, *_external_files(path, request.kind)):
+    beside = _external_files(path, request.kind)
+    if sum(file.stat().st_size for file in beside) > _MOST_HASHED_BYTES:
+        return None  # refused, or a few tensors out of a file of many
+    for member in (path, *beside):
         digest.update(member.name.encode() + b"\0")
         with member.open("rb") as stream:
             digest.update(hashlib.file_digest(stream, "sha256").digest())
@@ -276,9 +285,13 @@ def _run_child(request: ImportRequest, workdir: Path) -> process.Completed:
     if request.kind == "onnx":
         environment |= _FEW_THREADS
         wall_s = limits.onnx_wall_s
-        size_mib = _model_bytes(Path(request.path)) >> 20
+        path = Path(request.path)
+        beside = sum(file.stat().st_size for file in _external_files(path, "onnx"))
+        inlined = path.stat().st_size + min(beside, _INLINED_BYTES)
+        mapped = min(beside, _MOST_HASHED_BYTES) - min(beside, _INLINED_BYTES)
+        size_mib = (limits.memory_factor * inlined + _LARGE_FACTOR * mapped) >> 20
         child_limits = process.Limits(
-            memory_mib=limits.memory_mib + limits.memory_factor * size_mib,
+            memory_mib=limits.memory_mib + size_mib,
             cpu_s=max(1, int(wall_s)),
         )
     try:
@@ -310,11 +323,6 @@ def child_argv(module: str, workdir: Path) -> list[str]:
         f"from {module} import main\nsys.exit(main(sys.argv[1]))"
     )
     return [sys.executable, "-P", "-B", "-c", program, str(workdir)]
-
-
-def _model_bytes(path: Path) -> int:
-    beside = sum(file.stat().st_size for file in _external_files(path, "onnx"))
-    return path.stat().st_size + min(beside, _MAX_EXTERNAL_BYTES)
 
 
 def _crash(request: ImportRequest, done: process.Completed) -> EdgepackError:

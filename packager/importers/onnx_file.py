@@ -1,23 +1,25 @@
-"""Imports an ONNX file: lint, inline, normalise, find the true signature by running."""
+"""Imports an ONNX file: lint, inline or copy, normalise, find the true signature by running."""
 
 from __future__ import annotations
 
 import hashlib
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import onnx
 
-from packager.errors import ModelUnsupported
+from packager.errors import InputOutputError, ModelUnsupported
 from packager.importers.facts import graph_facts
 from packager.importers.graph_walk import graphs, nodes
-from packager.importers.lint import read_onnx
+from packager.importers.lint import is_external, read_onnx, tensor_bytes
 from packager.importers.probe import ELEM_TYPES
 from packager.importers.request import MODEL_FILE, Imported, ImportRequest
 from packager.importers.string_locale import use_common_locale
 from packager.importers.true_shapes import find_signature
 from packager.importers.zip_map import remove_zip_maps
 from packager.model import Provenance
+from packager.passes.external import ExternalModel, open_external, save_external
 
 if TYPE_CHECKING:
     from packager.model import Signature, TensorSpec
@@ -38,6 +40,8 @@ def import_onnx(request: ImportRequest, workdir: Path) -> Imported:
     """
     model, content = read_onnx(Path(request.path), source=request.source)
     notes, extra = normalise(model)
+    if any(map(is_external, model.graph.initializer)):
+        model = _copied(model, Path(request.path).parent, workdir)
     signature, shape_notes = find_signature(
         model,
         shapes=request.shapes,
@@ -65,6 +69,26 @@ def import_onnx(request: ImportRequest, workdir: Path) -> Imported:
     )
 
 
+def _copied(model: onnx.ModelProto, source: Path, workdir: Path) -> onnx.ModelProto:
+    """Return a model whose initializers lie in a file beside `workdir`'s model, as they did.
+
+    Raises:
+        InputOutputError: there is no room for them.
+    """
+    wanted = sum(tensor_bytes(tensor) for tensor in model.graph.initializer)
+    free = shutil.disk_usage(workdir).free
+    if wanted > free:
+        raise InputOutputError(
+            f"the cache needs {wanted / 1e9:.1f} GB for a copy of the model and has "
+            f"{free / 1e9:.1f}",
+            hint="choose another with `--cache-dir DIR`",
+        )
+    path = workdir / MODEL_FILE
+    save_external(model, path, ExternalModel(proto=model, folder=source).array)
+    copy: onnx.ModelProto = open_external(path).proto
+    return copy
+
+
 def write_model(
     model: onnx.ModelProto,
     signature: Signature,
@@ -83,7 +107,8 @@ def write_model(
         raise ModelUnsupported("the model holds more than 2 GB, the most one ONNX file can")
     path = workdir / MODEL_FILE
     path.write_bytes(model.SerializeToString(deterministic=True))
-    _load_as_devices_do(path, provenance.source)
+    if not any(map(is_external, model.graph.initializer)):  # no device loads more than one file
+        _load_as_devices_do(path, provenance.source)
     return Imported(
         signature=signature,
         opset=default_opset(model),

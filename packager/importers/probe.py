@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 
 from packager.errors import ModelUnsupported
+from packager.importers.lint import is_external
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -86,7 +87,7 @@ class Probe:
     """An engine session over a copy of the model whose declared shapes are removed.
 
     Args:
-        model: The whole model, without external data.
+        model: The whole model; external data, where there is any, lies in `folder`.
         folder: Where the copy is written for the time of loading.
         limit_s: Wall-clock limit of one run.
         source: What the user named, for messages.
@@ -116,6 +117,9 @@ class Probe:
         options.inter_op_num_threads = 1
         options.log_severity_level = 4
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        if any(map(is_external, model.graph.initializer)):
+            # Weights too large for one file stay views on theirs.
+            options.add_session_config_entry("session.disable_prepacking", "1")
         try:
             self._session = onnxruntime.InferenceSession(
                 path, options, providers=["CPUExecutionProvider"]

@@ -38,7 +38,8 @@ def import_torch_module(request: ImportRequest, workdir: Path) -> Imported:
         raise ModelUnsupported(
             f"`{request.source}` holds {weights_bytes / 1e9:.1f} GB of weights",
             accepted="models up to 2 GB",
-            hint="make it smaller, or hold its weights in half precision: `module.half()`",
+            hint="hold its weights in half precision: `module.half()`; or export it yourself with "
+            "`torch.onnx.export(…, external_data=True)` and give the ONNX file",
         )
     callee = Callee(module, examples)
     taken = climb(callee, request, workdir)

@@ -42,7 +42,7 @@ def find_signature(
     """Return the true signature and notes on where it differs from the declared one.
 
     Args:
-        model: Normalised, without external data.
+        model: Normalised; external data, where there is any, lies in `folder`.
         shapes: The recipe's shapes by input.
         dims: The recipe's ranges by dimension.
         folder: For temporary files.

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from packager.console import human_size
 from packager.errors import ModelUnsupported
+from packager.model import data_file
 from packager.passes.contract import PassContext, tool_faults
 from packager.passes.float16 import convert_external
 from packager.passes.half_graph import FLOAT16
@@ -82,7 +84,12 @@ def open_external(path: Path) -> ExternalModel:
 
 def is_large(path: Path) -> bool:
     """Tell whether a model with its external tensors is too large for one protobuf."""
-    return open_external(path).size_bytes > MOST_BYTES
+    return past_one_file(open_external(path).size_bytes)
+
+
+def past_one_file(size_bytes: int) -> bool:
+    """Tell whether a model of this size cannot be one self-contained file."""
+    return size_bytes > MOST_BYTES
 
 
 def tensor_bytes(tensor: Any) -> int:
@@ -97,7 +104,12 @@ def tensor_bytes(tensor: Any) -> int:
 
 
 def save_external(
-    proto: Any, path: Path, array: Callable[[Any], NDArray[Any]], *, most_bytes: int = MOST_BYTES
+    proto: Any,
+    path: Path,
+    array: Callable[[Any], NDArray[Any]],
+    *,
+    most_bytes: int | None = None,
+    one_file: bool = False,
 ) -> tuple[Path, ...]:
     """Write a model tensor by tensor; return its files, the graph's first.
 
@@ -109,17 +121,24 @@ def save_external(
         path: Of the ONNX file; the folder must not be the one that `array` reads the file from
             under the same name.
         array: Gives the values of one initializer at a time.
-        most_bytes: The most that one file may hold.
+        most_bytes: The most that one file may hold; None for what a protobuf can.
+        one_file: Write nothing where it does not fit into one.
+
+    Raises:
+        ModelUnsupported: it does not fit into one file and has to.
     """
     import numpy as np
     import onnx
 
+    most_bytes = MOST_BYTES if most_bytes is None else most_bytes
     plain = onnx.ModelProto()
     plain.CopyFrom(proto)
     large = [t for t in proto.graph.initializer if tensor_bytes(t) >= _LEAST_EXTERNAL]
     total = plain.ByteSize() + sum(tensor_bytes(tensor) for tensor in large)
-    beside = path.with_name(f"{path.name}.data")
+    beside = data_file(path)
     inside = total <= most_bytes
+    if one_file and not inside:
+        raise ModelUnsupported(f"{human_size(total)} do not fit into one file")
     part = beside.with_name(f"{beside.name}.part")
     try:
         with part.open("wb") as stream:
@@ -159,7 +178,13 @@ def _holds_data(tensor: Any) -> bool:
 
 
 def quantize_large(
-    path: Path, out: Path, context: PassContext, *, form: str, most_bytes: int = MOST_BYTES
+    path: Path,
+    out: Path,
+    context: PassContext,
+    *,
+    form: str,
+    most_bytes: int | None = None,
+    one_file: bool = False,
 ) -> tuple[tuple[Path, ...], tuple[str, ...]]:
     """Write a compressed form of a model with external data; at no time is all of it in memory.
 
@@ -169,13 +194,15 @@ def quantize_large(
         context: The target, and for fp16 the inputs on which ranges are measured; its working
             folder must be the model's own, as the engine reads external tensors from there.
         form: One of `LARGE_FORMS`.
-        most_bytes: The most that one file may hold.
+        most_bytes: The most that one file may hold; None for what a protobuf can.
+        one_file: Write nothing where it does not fit into one.
 
     Returns:
         The files written, and notes.
 
     Raises:
-        ModelUnsupported: the form does not apply, or the engine refuses the model.
+        ModelUnsupported: the form does not apply, the engine refuses the model, or the result does
+            not fit into one file and has to.
     """
     if form not in LARGE_FORMS:
         raise ModelUnsupported(
@@ -188,7 +215,8 @@ def quantize_large(
         )
     except tool_faults() as fault:
         raise ModelUnsupported(f"`{path.name}` cannot be made {form}: {fault}") from fault
-    return save_external(proto, out, array, most_bytes=most_bytes), notes
+    files = save_external(proto, out, array, most_bytes=most_bytes, one_file=one_file)
+    return files, notes
 
 
 def _in_blocks(
