@@ -76,6 +76,22 @@ def fetch_photos(folder: Path = CACHE) -> Photos:
     return found
 
 
+def fetch_others(folder: Path = CACHE) -> Path:
+    """Return a folder with the stamps that are in neither part: for a search to choose on."""
+    others = folder / "others"
+    if not others.is_dir():
+        fetch_photos(folder)
+        stamps = _unpacked(folder) / _STAMPS
+        draft = folder / "others.draft"
+        shutil.rmtree(draft, ignore_errors=True)
+        draft.mkdir()
+        unlabelled = _unlabelled(stamps)
+        for stamp in sorted(set(unlabelled) - set(_calibrating(unlabelled))):
+            _save((stamps / f"{stamp}.png").read_bytes(), draft / _file_name(stamp))
+        draft.rename(others)
+    return others
+
+
 def _unpacked(folder: Path) -> Path:
     downloads, unpacked = folder / "packages", folder / "unpacked"
     downloads.mkdir(parents=True, exist_ok=True)
@@ -97,19 +113,25 @@ def _unpacked(folder: Path) -> Path:
 
 def _write_stamps(packages: Path, photos: Photos) -> None:
     stamps = packages / _STAMPS
-    others = [
+    for stamp, part in (
+        *((stamp, photos.evaluation) for stamp in LABELS),
+        *((stamp, photos.calibration) for stamp in _calibrating(_unlabelled(stamps))),
+    ):
+        _save((stamps / f"{stamp}.png").read_bytes(), part / _file_name(stamp))
+
+
+def _unlabelled(stamps: Path) -> list[str]:
+    found = [
         path.relative_to(stamps).with_suffix("").as_posix()
         for folder in _STAMP_FOLDERS
         for path in sorted((stamps / folder).rglob("*.png"))
         if "cartoon" not in path.parts
     ]
-    others = [stamp for stamp in others if stamp not in LABELS]
-    chosen = others[:: len(others) // _CALIBRATION_STAMPS][:_CALIBRATION_STAMPS]
-    for stamp, part in (
-        *((stamp, photos.evaluation) for stamp in LABELS),
-        *((stamp, photos.calibration) for stamp in chosen),
-    ):
-        _save((stamps / f"{stamp}.png").read_bytes(), part / _file_name(stamp))
+    return [stamp for stamp in found if stamp not in LABELS]
+
+
+def _calibrating(unlabelled: list[str]) -> list[str]:
+    return unlabelled[:: len(unlabelled) // _CALIBRATION_STAMPS][:_CALIBRATION_STAMPS]
 
 
 def _write_gcompris(packages: Path, photos: Photos) -> None:
