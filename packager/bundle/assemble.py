@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from packager.artifact import Artifact
     from packager.bundle.golden import Golden
     from packager.bundle.library import FetchedLibrary
+    from packager.data import Samples
     from packager.recipe import Recipe
     from packager.target import Target
 
@@ -53,6 +54,7 @@ def assemble(
     golden: Golden,
     library: FetchedLibrary,
     out_dir: Path,
+    calibration: Samples | None = None,
     sequence: int | None = None,
 ) -> Bundle:
     """Write `NAME-VERSION-TARGET.edgepack`; the same arguments give the same bytes.
@@ -66,6 +68,7 @@ def assemble(
         golden: The golden samples and their table.
         library: The engine's shared library.
         out_dir: Where the bundle is written.
+        calibration: What the search calibrated on: the manifest tells its kind, `random` above all.
         sequence: The integer that decides downgrades; None derives it from the version.
 
     Raises:
@@ -97,6 +100,9 @@ def assemble(
             "source_sha256": artifact.model.provenance.source_sha256,
             "exporter": artifact.model.provenance.exporter,
             "signature": artifact.signature.to_json(),
+            "calibration": {"kind": calibration.kind, "samples": len(calibration)}
+            if calibration is not None
+            else None,
             "images": {key: {"size": list(image.size)} for key, image in recipe.images.items()},
             **readable.fields,
             **_decoding(recipe),

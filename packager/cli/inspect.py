@@ -55,6 +55,9 @@ def _bundle_lines(manifest: dict[str, Any]) -> Iterator[str]:
     precision = f"{engine['precision']} {engine['scheme']}".rstrip()
     yield f"engine: {engine['name']} {engine['version']}, {precision}"
     yield f"model: {model['source']}, imported by {model['exporter']}"
+    calibration = model.get("calibration")
+    if calibration is not None:
+        yield f"calibration: {calibration['kind']}, {calibration['samples']} samples"
     for kind in ("inputs", "outputs"):
         for spec in model["signature"][kind]:
             yield f"{kind[:-1]}: {spec['name']} {spec['dtype']} {json.dumps(spec['shape'])}"

@@ -126,6 +126,7 @@ def _build_one(
         recipe=recipe,
         golden=golden,
         library=library,
+        calibration=data.calibration,
         sequence=plan.sequence,
         out_dir=staging,
     )

@@ -16,6 +16,7 @@ import pytest
 
 from packager.bundle.assemble import Bundle, assemble, measure_parts
 from packager.bundle.golden import make_golden
+from packager.data import Samples
 from packager.errors import InputOutputError, UsageError
 from packager.manifest import canonical_json
 from packager.recipe import ImageInput, Recipe
@@ -123,6 +124,16 @@ def test_the_manifest_names_everything(
         "__main__.py", "server/app.py", "server/openapi.json", "lib/libonnxruntime.so",
         "licenses/edgepack/LICENSE", "licenses/onnxruntime/LICENSE",
     } <= paths  # fmt: skip
+
+
+def test_the_manifest_tells_what_was_calibrated_on(
+    small_artifact: Artifact, golden: Golden, plain_library: FetchedLibrary, tmp_path: Path
+) -> None:
+    shown = Samples([dict] * 3, digest="0", origin="3 random inputs", kind="random")
+    random = build(small_artifact, golden, plain_library, tmp_path / "a", calibration=shown)
+    assert read_manifest(random)["model"]["calibration"] == {"kind": "random", "samples": 3}
+    none = build(small_artifact, golden, plain_library, tmp_path / "b")
+    assert read_manifest(none)["model"]["calibration"] is None
 
 
 def test_the_sequence_follows_the_version(
