@@ -1,10 +1,11 @@
 """The worked example of compression that trains: a small network that reads handwritten digits.
 
     pip install 'edgepack[train]' scikit-learn
-    edgepack build --recipe docs/examples/digits_training.toml
+    edgepack build docs/examples/digits_training.py:make_model
 
-The recipe beside this file asks for half of the parameters to go. `fine_tune` is the hook: it
-trains what is left. The data are the 1,797 digits that come with scikit-learn.
+The recipe beside this file, `digits_training.toml`, asks for half of the parameters to go.
+`fine_tune` is the hook: it trains what is left. The data are the 1,797 digits that come with
+scikit-learn.
 """
 
 from __future__ import annotations

@@ -81,7 +81,9 @@ def prune(
     groups, notes = graph.groups()
     groups, unsound = _with_sizes(callee, groups, probes)
     unsound += _unsound(callee, groups, probes)
-    notes += [f"the channels of `{g.root}` stay: the module does not work without some" for g in unsound]
+    notes += [
+        f"the channels of `{g.root}` stay: the module does not work without some" for g in unsound
+    ]
     groups = [group for group in groups if group not in unsound]
     before = count_parameters(callee.module)
     if not groups:

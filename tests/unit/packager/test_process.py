@@ -78,3 +78,26 @@ def test_a_background_command_is_stopped_at_the_end_of_the_block(tmp_path: Path)
     with background([sys.executable, "-c", code], log=tmp_path / "log") as child:
         assert child.poll() is None
     assert child.poll() is not None
+
+
+def test_a_watcher_sees_a_child_at_work_and_after(tmp_path: Path) -> None:
+    file = tmp_path / "said"
+    program = f"import time, pathlib; pathlib.Path({str(file)!r}).touch(); time.sleep(0.7)"
+    seen: list[bool] = []
+    done = run(
+        [sys.executable, "-c", program], timeout_s=30, watch=lambda: seen.append(file.is_file())
+    )
+    assert done.returncode == 0
+    assert len(seen) >= 2
+    assert seen[-1]
+
+
+def test_a_watched_child_is_ended_at_its_limit() -> None:
+    calls: list[int] = []
+    with pytest.raises(ExternalToolError, match=r"took longer than 0\.5 s"):
+        run(
+            [sys.executable, "-c", "import time; time.sleep(60)"],
+            timeout_s=0.5,
+            watch=lambda: calls.append(1),
+        )
+    assert calls

@@ -115,12 +115,12 @@ def test_training_recovers_what_three_bits_lose() -> None:
         with torch.no_grad():
             return float(nn.functional.cross_entropy(module.eval()(rows), labels))
 
-    train(net, 150)
+    train(net, 80)
     small = copy.deepcopy(net)
     callee = Callee(small, {"input": rows[:1]})
     attach(small, Scheme(weight_bits=3, per_channel=False), callee, [{"input": rows}])
     rounded = loss(small)
-    train(small, 150)
+    train(small, 80)
     trained = loss(small)
     detach(small)
     assert loss(net) < rounded
