@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import fcntl
 import json
+import os
 from typing import TYPE_CHECKING, Any, Final
 
 from packager.manifest import sha256_file
@@ -167,15 +168,20 @@ def _search_folder(cache: StageCache, key: str, work: Path) -> Iterator[Path]:
     Where another process is at the same search, the folder is one of our own.
     """
     folder = cache.unfinished(key)
-    with (folder.parent / f"{key}.lock").open("w") as lock:
+    held = folder.with_suffix(".lock")
+    with held.open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Who finished in between took the file away: it holds nobody off any more.
+            alone = os.path.samestat(os.fstat(lock.fileno()), held.stat())
         except OSError:
+            alone = False
+        if not alone:
             folder = work / "search"
         folder.mkdir(exist_ok=True)
         yield folder
-    # A lock that another process just opened is no loss: it finds the finished stage.
-    (folder.parent / f"{key}.lock").unlink(missing_ok=True)
+        if alone:
+            held.unlink(missing_ok=True)
 
 
 def _with_transforms(
