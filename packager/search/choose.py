@@ -293,20 +293,32 @@ class Search:
     def _why(self, chosen: Candidate) -> str:
         if chosen.verdict in ("slower", "larger"):
             return f"asked for by name, though it has {chosen.reason}"
-        others = [c for c in self._found.values() if c.path is not None and c is not chosen]
-        compressed = [c for c in others if self._forms[c.name].precision != PLAIN]
-        if self._forms[chosen.name].precision != PLAIN or not compressed:
+        others = [
+            c for c in self._found.values()
+            if c is not chosen and self._forms[c.name].precision != PLAIN
+        ]  # fmt: skip
+        if self._forms[chosen.name].precision != PLAIN or not others:
             return chosen.reason
-        told = ", ".join(f"{c.name} {_SHORT.get(c.verdict, c.verdict)}" for c in compressed)
+        if all(c.path is None for c in others):
+            return joined("nothing compressed could be made of it", chosen.reason)
+        told = ", ".join(f"{c.name} {_SHORT.get(c.verdict, c.verdict)}" for c in others if c.path)
         return joined(f"nothing compressed is better: {told}", chosen.reason)
 
     def _missed(self, asked: str) -> BudgetMissed:
         tried = [c for c in self._found.values() if self._forms[c.name].precision != PLAIN]
         reasons = "; ".join(f"{c.name}: {c.reason}" for c in tried if c.reason)
         lines = as_table(with_front(tuple(self._found.values())))
+        what, hint = "does not keep the budget", "give more calibration data, or "
+        if all(c.verdict == "skipped" for c in tried):
+            what, hint = "cannot be made of this model", ""
+        if self._left_untried:
+            what, hint = (
+                "was not found before the search ended",
+                "give it a longer `--time-budget`, or ",
+            )
         return BudgetMissed(
-            f"`{asked}` does not keep the budget: {reasons}\n" + "\n".join(lines),
-            hint="give more calibration data, or leave the choice open with `--precision auto`",
+            f"`{asked}` {what}{': ' * bool(reasons)}{reasons}\n" + "\n".join(lines),
+            hint=f"{hint}leave the choice open with `--precision auto`",
         )
 
 
