@@ -54,6 +54,12 @@ class Kept:
             yield sample
         self._kept = kept
 
+    def fill(self) -> None:
+        """Go through the sequence once, so that what fits is in memory."""
+        if self._kept is None:
+            for _ in self:
+                pass
+
     def __len__(self) -> int:
         return len(self._source)
 

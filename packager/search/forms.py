@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
@@ -13,7 +12,7 @@ from packager.passes.fold_scales import FoldScales
 from packager.passes.fuse_transformer import FuseTransformer
 from packager.passes.hard_swish import HardSwish
 from packager.passes.int8_dynamic import Int8Dynamic
-from packager.passes.int8_static import Int8Static
+from packager.passes.int8_static import WEIGHTED, Int8Static
 from packager.passes.raise_opset import RaiseOpset
 from packager.passes.round_weights import RoundWeights
 from packager.passes.weight_only import WeightOnly
@@ -27,12 +26,14 @@ if TYPE_CHECKING:
 
 PLAIN: Final = "fp32"
 CLEANED: Final = "cleaned"
+LAYERS_ALONE: Final = "int8-static-layers"
+NEAREST: Final = "int8-static-nearest"
 _RAISED: Final = RaiseOpset(least=13)
 # Graphs that compute the same: engines run one faster than the other.
 SHAPES: Final[Mapping[str, tuple[Pass, ...]]] = {
     CLEANED: (CleanUp(),),
     "transformer": (CleanUp(), FuseTransformer()),
-    "folded": (CleanUp(), HardSwish(), FoldScales()),
+    "folded": (CleanUp(), _RAISED, FuseTransformer(), HardSwish(), FoldScales()),
 }
 _STATIC_SHAPES: Final = ("folded", CLEANED)
 _DYNAMIC_SHAPES: Final = ("transformer", CLEANED)
@@ -49,6 +50,7 @@ class Form:
             taken, or where nothing is timed the first that does.
         passes: After those of the shape, in order.
         float_layers: Names of layers that go back to float once the passes are through.
+        base: The form of the table whose passes these are; empty where it is one itself.
         source: The model it starts from: empty for the original, else a training variant's name.
         variant: It refines another form: where it does not apply it is not spoken of.
         rank: Where nothing can be timed, forms with the lowest rank are taken to be the fastest.
@@ -59,6 +61,7 @@ class Form:
     shapes: tuple[str, ...] = (CLEANED,)
     passes: tuple[Pass, ...] = ()
     float_layers: tuple[str, ...] = ()
+    base: str = ""
     source: str = ""
     variant: bool = False
     rank: int = 0
@@ -76,7 +79,7 @@ class Form:
     @property
     def family(self) -> str:
         """Return the name of the form in the table that this one comes from."""
-        return self.name if not self.float_layers else self.name.rpartition("-mixed")[0]
+        return self.base or self.name
 
     def asked_by(self, compression: Compression, target: Target) -> bool:
         """Tell whether a recipe allows this form, or, where it leaves it open, the target does."""
@@ -90,16 +93,15 @@ class Form:
         int8 = ("int8-static", "int8-dynamic")
         return asked in (self.name, self.precision) or (asked == "int8" and self.precision in int8)
 
-    def with_float(self, layers: tuple[str, ...], *, others: int = 0) -> Form:
+    def with_float(self, layers: tuple[str, ...], called: str = "mixed") -> Form:
         """Return the form with these layers in float.
 
         Args:
-            layers: Names.
-            others: How many other sets of this size were named before: `b` tells the second.
+            layers: Names of nodes.
+            called: What is told of the set in the candidate's name, before its size.
         """
-        letter = chr(ord("a") + others) if others else ""
-        name = f"{self.family}-mixed-{len(layers)}{letter}"
-        return replace(self, name=name, float_layers=layers)
+        name = f"{self.family}-{called}-{len(layers)}"
+        return replace(self, name=name, base=self.family, float_layers=layers)
 
     def to_lock(self) -> dict[str, Any]:
         """Return what a lock needs to make the form again."""
@@ -138,16 +140,28 @@ def locked_form(forms: tuple[Form, ...], choice: Mapping[str, Any]) -> Form | No
     form = replace(form, shapes=(shape,))
     if not layers:
         return form
-    letter = re.fullmatch(r".*-mixed-\d+([b-z])", str(choice.get("precision")))
-    return form.with_float(layers, others=ord(letter[1]) - ord("a") if letter else 0)
+    return replace(form, name=choice["precision"], base=form.name, float_layers=layers)
 
 
 def _of_variant(variant: str, name: str) -> str:
     return variant if name == PLAIN else f"{variant}-{name}"
 
 
+def _layers_alone() -> Form:
+    # What lies between the layers stays float: faster where that is float operators anyway.
+    static = Int8Static(operators=WEIGHTED, calibration="mse")
+    return Form(
+        name=LAYERS_ALONE,
+        precision="int8-static",
+        shapes=_STATIC_SHAPES,
+        passes=(_RAISED, RoundWeights(quantizer=static)),
+        variant=True,
+        rank=1,
+    )
+
+
 def _forms(compression: Compression) -> list[Form]:
-    static = Int8Static(operators=compression.op_types)
+    static = Int8Static(operators=compression.op_types, calibration="mse")
     found = [Form(name=PLAIN, precision=PLAIN)]
     found += [
         Form(name=f"{PLAIN}-{shape}", precision=PLAIN, shapes=(shape,), variant=True)
@@ -177,12 +191,13 @@ def _forms(compression: Compression) -> list[Form]:
         ),
         # Rounding fits the weights to the calibration data, which may not be like what comes.
         Form(
-            name="int8-static-nearest",
+            name=NEAREST,
             precision="int8-static",
             shapes=_STATIC_SHAPES,
             passes=(_RAISED, static),
             variant=True,
         ),
+        *([] if compression.op_types else [_layers_alone()]),
     ]
     found += [
         Form(name="fp16", precision="fp16", passes=(Float16(),)),

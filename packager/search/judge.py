@@ -16,6 +16,7 @@ from packager.passes.graph import strip_texts
 from packager.passes.quantizer import constant_weights
 from packager.search.answers import Answers, Kept, finished, rows_of
 from packager.search.fit import is_attention
+from packager.search.large import LargeMaker
 from packager.search.maker import Made, Maker, NotMade
 from packager.search.table import joined
 
@@ -55,7 +56,8 @@ class Judge:
         self._inputs = Kept(setting.comparison)
         self._original = Kept(Answers(setting.model.path, self._inputs, setting.threads))
         self._values: dict[str, Measured] = {}
-        self.maker = Maker(setting, self._inputs)  # type: ignore[arg-type]
+        maker = LargeMaker if setting.model.large else Maker
+        self.maker = maker(setting, self._inputs)  # type: ignore[arg-type]
         self.evaluations = 0
 
     @property
@@ -112,17 +114,14 @@ class Judge:
         return sample
 
     def _judged(self, form: Form, *, forced: bool) -> Candidate:
-        import onnx
-
         blank = Candidate(name=form.name, path=None, size_bytes=0, verdict="skipped", reason="")
         reason = self._rule_of_thumb(form, forced=forced)
         if reason is not None:
             return dataclasses.replace(blank, reason=reason)
-        made = self.maker.make(form)
+        path = self._setting.workdir / f"{form.name}.onnx"
+        made = self.maker.write(form, path)
         if isinstance(made, NotMade):
             return dataclasses.replace(blank, verdict=made.verdict, reason=made.reason)
-        path = self._setting.workdir / f"{form.name}.onnx"
-        onnx.save(made.model, path)
         said = [] if self._setting.real else ["compared on made-up inputs"]
         candidate = dataclasses.replace(
             blank,
@@ -217,6 +216,10 @@ class Judge:
 
     def _parity(self, answers: Kept) -> Parity | str:
         try:
+            if self._setting.model.large:
+                # One session after the other: both at once hold more than either needs.
+                self._original.fill()
+                answers.fill()
             parity = compare(self._original, answers)
             if math.isinf(parity.max_abs):
                 return next(filter(None, map(contradiction, self._original, answers)))
@@ -307,7 +310,7 @@ class Judge:
     def _held_to_gain(self, judged: Candidate) -> Candidate:
         """Ship nothing that gains nothing: not faster, or not smaller where size is wanted."""
         objective = self._setting.compression.objective
-        original_bytes = self._setting.model.path.stat().st_size
+        original_bytes = self._setting.model.size_bytes
         passed = judged.verdict == "passed"
         if passed and objective != "latency" and judged.size_bytes >= original_bytes:
             reason = f"{human_size(judged.size_bytes)} is not smaller than the original"

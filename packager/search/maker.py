@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from packager.passes.contract import PassContext, apply
+from packager.passes.correct_bias import CorrectBias
 from packager.passes.graph import strip_texts
+from packager.passes.int8_static import Int8Static
 from packager.passes.quantizer import name_nodes
 from packager.passes.raise_opset import RaiseOpset
 from packager.passes.revert_layers import revert_layers
+from packager.passes.round_weights import RoundWeights
 from packager.search.forms import CLEANED, SHAPES
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from packager.passes.contract import Pass, PassReport
     from packager.search.forms import Form
@@ -78,16 +83,38 @@ class Maker:
         base = self.graph(form.shape, form.source)
         if isinstance(base, NotMade) or not form.passes:
             return base
-        key = (form.source, form.shape, form.passes)
-        if key not in self._made:
-            self._made[key] = self._compressed(base, form.passes)
-        made = self._made[key]
+        if form.float_layers and any(isinstance(step, CorrectBias) for step in form.passes):
+            # Biases that make up for errors of layers now in float would be wrong.
+            passes = tuple(_keeping_float(step, form.float_layers) for step in form.passes)
+            return self._noted(self._compress_once(form, base, passes), form)
+        made = self._compress_once(form, base, form.passes)
         if isinstance(made, NotMade) or not form.float_layers:
             return made
         model = revert_layers(made.model, made.reference, form.float_layers)
+        return self._noted(dataclasses.replace(made, model=model), form)
+
+    def write(self, form: Form, path: Path) -> Made | NotMade:
+        """Write a form's file, or tell why there is none."""
+        import onnx
+
+        made = self.make(form)
+        if isinstance(made, Made):
+            onnx.save(made.model, path)
+        return made
+
+    def _compress_once(self, form: Form, base: Made, passes: tuple[Pass, ...]) -> Made | NotMade:
+        key = (form.source, form.shape, passes)
+        if key not in self._made:
+            self._made[key] = self._compressed(base, passes)
+        return self._made[key]
+
+    @staticmethod
+    def _noted(made: Made | NotMade, form: Form) -> Made | NotMade:
+        if isinstance(made, NotMade):
+            return made
         count = len(form.float_layers)
         note = f"{count} layer{'s' if count > 1 else ''} in float"
-        return Made(model=model, reference=made.reference, notes=(*made.notes, note))
+        return dataclasses.replace(made, notes=(*made.notes, note))
 
     def _shaped(self, shape: str, source: str) -> Made | NotMade:
         import onnx
@@ -127,6 +154,15 @@ class Maker:
                 verdict = "failed" if report.status == "left out" else "skipped"
                 return NotMade(verdict=verdict, reason=report.reason)
         return Made(model=model, reference=reference, notes=_notes(every))
+
+
+def _keeping_float(step: Any, layers: tuple[str, ...]) -> Any:
+    """Return a static int8 pass, or one around it, that leaves these layers float."""
+    if isinstance(step, Int8Static):
+        return dataclasses.replace(step, keep_float=layers)
+    if isinstance(step, CorrectBias | RoundWeights):
+        return dataclasses.replace(step, quantizer=_keeping_float(step.quantizer, layers))
+    return step
 
 
 def _notes(reports: Sequence[PassReport]) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ from collections import defaultdict
 from typing import TYPE_CHECKING, Any, Final
 
 from packager.checks.latency import distribution
+from packager.passes.external import tensor_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -41,7 +42,7 @@ def measured_record(
             "min_cosine": compression.min_cosine, "min_agreement": compression.min_agreement,
         },
         "original": {
-            "size_bytes": setting.model.path.stat().st_size,
+            "size_bytes": setting.model.size_bytes,
             "p50_ms": latency.original_p50_ms if latency is not None else None,
             "score": chosen.score.original if chosen.score is not None else None,
         },
@@ -80,7 +81,7 @@ def sizes(setting: Setting, chosen: Candidate) -> list[dict[str, Any]]:
     for found, path in files:
         if path is None:
             continue
-        model = onnx.load(path)
+        model = onnx.load(path, load_external_data=False)
         for name, kind, size in _owned(model):
             found[name] += size
             kinds.setdefault(name, kind)
@@ -104,7 +105,8 @@ def _owned(model: Any) -> list[tuple[str, str, int]]:
             node = users.get(node.output[0])
         name = node.name.removesuffix("_quant") if node is not None else ""
         kind = node.op_type if node is not None else "unused"
-        size = len(tensor.raw_data) or tensor.ByteSize()
+        outside = tensor_bytes(tensor) if tensor.external_data else 0
+        size = outside or len(tensor.raw_data) or tensor.ByteSize()
         found.append((name or f"{kind} without a name", kind, size))
     return found
 
