@@ -26,6 +26,7 @@ class Graph:
         self.model = model
         self.edits = 0
         self._dtypes: dict[str, str] = {}
+        self._shapes: dict[str, tuple[int | None, ...]] = {}
         self._nodes = list(model.graph.node)
         self._producers = {name: node for node in self._nodes for name in node.output if name}
         self._constants = {tensor.name: tensor for tensor in model.graph.initializer}
@@ -92,6 +93,22 @@ class Graph:
         self._infer()
         return self._dtypes.get(name)
 
+    def rank(self, name: str) -> int | None:
+        """Return the number of axes of a value, or None where inference stops."""
+        self._infer()
+        shape = self._shapes.get(name)
+        return None if shape is None else len(shape)
+
+    def length(self, name: str) -> int | None:
+        """Return the size of a value with one axis, or None where it is not known."""
+        self._infer()
+        shape = self._shapes.get(name) or ()
+        return shape[0] if len(shape) == 1 else None
+
+    def position(self, name: str) -> int:
+        """Return where in the graph's order a value is made; -1 for inputs and constants."""
+        return next((i for i, node in enumerate(self._nodes) if name in node.output), -1)
+
     def _infer(self) -> None:
         import onnx
 
@@ -103,6 +120,11 @@ class Graph:
             if kind:
                 dtype = onnx.helper.tensor_dtype_to_np_dtype(kind)
                 self._dtypes[value.name] = str(dtype)
+            if value.type.tensor_type.HasField("shape"):
+                self._shapes[value.name] = tuple(
+                    dim.dim_value if dim.HasField("dim_value") else None
+                    for dim in value.type.tensor_type.shape.dim
+                )
 
     def other(self, node: Any, name: str) -> str | None:
         """Return the other operand of a node with two inputs of which one is `name`."""
@@ -154,7 +176,7 @@ class Graph:
 
     def insert_after(self, name: str, *new: Any) -> None:
         """Put nodes right behind the one that makes a value; at the start for inputs, constants."""
-        position = next((i for i, node in enumerate(self._nodes) if name in node.output), -1)
+        position = self.position(name)
         self._nodes[position + 1 : position + 1] = list(new)
         for made in new:
             self._producers.update({output: made for output in made.output if output})

@@ -16,6 +16,7 @@ from packager.errors import UsageError
 from packager.passes.clean_up import CleanUp
 from packager.passes.contract import apply, run_model
 from packager.passes.embeddings import quantize_tables
+from packager.passes.fuse_attention import FuseAttention
 from packager.passes.fuse_transformer import FuseTransformer
 from packager.passes.int8_dynamic import Int8Dynamic
 from packager.passes.patterns import Graph, attribute
@@ -105,6 +106,68 @@ def test_gelu_residuals_and_masks_of_every_exporter_are_rewritten_exactly(
     assert count(after, "Gelu") == LAYERS
     parity = compare(run_model(before, context), run_model(after, context))
     assert parity.max_abs < 1e-5
+
+
+@pytest.mark.parametrize("exporter", EXPORTERS[:2])
+def test_attention_of_a_masked_batch_becomes_one_operator(
+    exporter: str, berts: Any, context: Any
+) -> None:
+    before, _ = apply((CleanUp(), FuseTransformer()), berts[exporter], context)
+    after, (report,) = apply((FuseAttention(),), before, context)
+    assert report.notes == (f"{LAYERS} attentions",)
+    assert count(after, "Softmax") == 0
+    assert count(after, "Expand") <= count(before, "Expand") + 1, "the mask is shared"
+    again, (second,) = apply((FuseAttention(),), after, context)
+    assert second.status == "unchanged"
+    assert again is after
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_attention_of_the_older_tracer_is_fused_with_and_without_causal_mask(  # noqa: PLR0917
+    drawing: Any, make_spec: Callable, batch: Any, tmp_path: Path, make_context: Callable,
+    make_samples: Callable, *, causal: bool,
+) -> None:  # fmt: skip
+    model = draw_attention(drawing(), make_spec, batch, tmp_path, causal=causal)
+    context = make_context(make_samples(model))
+    after, (report,) = apply((FuseAttention(),), onnx.load(model.path), context)
+    assert report.notes == ("1 attentions",)
+    (node,) = [node for node in after.graph.node if node.op_type == "MultiHeadAttention"]
+    assert attribute(node, "num_heads") == 2
+    assert attribute(node, "scale") == pytest.approx(8**-0.5)
+
+
+def test_attention_over_another_axis_is_left_alone(  # noqa: PLR0917
+    drawing: Any, make_spec: Callable, batch: Any, tmp_path: Path, make_context: Callable,
+    make_samples: Callable,
+) -> None:  # fmt: skip
+    model = draw_attention(drawing(), make_spec, batch, tmp_path, causal=False, axis=2)
+    before = onnx.load(model.path)
+    after, (report,) = apply((FuseAttention(),), before, make_context(make_samples(model)))
+    assert report.status == "unchanged"
+    assert after is before
+
+
+def draw_attention(
+    d: Any, make_spec: Callable, batch: Any, folder: Path, *, causal: bool, axis: int = -1
+) -> Any:
+    split = d.constant(np.array([0, 0, 2, 8]))
+    perms = {"q": [0, 2, 1, 3], "k": [0, 2, 3, 1], "v": [0, 2, 1, 3]}
+    q, k, v = (
+        d.add("Transpose", d.add("Reshape", d.add("MatMul", "x", d.weight(16, 16)), split), perm=p)
+        for p in perms.values()
+    )
+    scores = d.add("Div", d.add("MatMul", q, k), d.constant(np.float32(8**0.5)))
+    if causal:
+        mask = np.triu(np.full((6, 6), np.finfo(np.float32).min, np.float32), 1)
+        scores = d.add("Add", d.constant(mask), scores)
+    mixed = d.add("MatMul", d.add("Softmax", scores, axis=axis), v)
+    joined = d.add("Transpose", mixed, perm=[0, 2, 1, 3])
+    d.add("Reshape", joined, d.constant(np.array([0, 0, 16])), out="y")
+    shape = (batch, 6, 16)
+    return d.save(
+        folder / "attention.onnx", (make_spec("x", "float32", *shape),),
+        make_spec("y", "float32", *shape),
+    )  # fmt: skip
 
 
 def test_fusing_twice_changes_nothing_more(berts: Any, context: Any) -> None:
