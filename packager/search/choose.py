@@ -145,7 +145,7 @@ class Search:
                 f"`{form.name}` needs calibration data", hint="give a folder with `-c FOLDER`"
             )
         candidate = self._try(form, forced=True)
-        if candidate.verdict != "passed":
+        if candidate.verdict not in _KEPT:
             raise self._missed(form.name)
         return candidate
 
@@ -187,10 +187,12 @@ class Search:
             chosen,
             verdict="chosen",
             reason=self._why(chosen),
-            layers=layer_choices(ranking, form.float_layers) if ranking else (),
+            layers=layer_choices(ranking, form, chosen.path),
         )
         self._found[chosen.name] = final
         candidates = with_front(tuple(self._found.values()))
+        # Where a float form is chosen, the ranking of what was not is still worth telling.
+        ranking = ranking or next(iter(self._rankings.values()), ())
         record = measured_record(
             self._setting, self._judge, final, ranking=ranking, took_s=time.monotonic() - began
         )

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
-from packager.passes.clean_up import CleanUp
 from packager.passes.correct_bias import CorrectBias
 from packager.passes.float16 import BFloat16, Float16
 from packager.passes.fold_scales import FoldScales
+from packager.passes.fuse_attention import FuseAttention
 from packager.passes.fuse_transformer import FuseTransformer
 from packager.passes.hard_swish import HardSwish
 from packager.passes.int8_dynamic import Int8Dynamic
 from packager.passes.int8_static import WEIGHTED, Int8Static
 from packager.passes.raise_opset import RaiseOpset
 from packager.passes.round_weights import RoundWeights
+from packager.passes.smooth_quant import SmoothQuant
 from packager.passes.weight_only import WeightOnly
 
 if TYPE_CHECKING:
@@ -174,6 +176,14 @@ def _forms(compression: Compression) -> list[Form]:
             precision="int8-dynamic",
             shapes=_DYNAMIC_SHAPES,
             passes=(Int8Dynamic(),),
+            rank=2,
+        ),
+        Form(
+            name="int8-dynamic-smooth",
+            precision="int8-dynamic",
+            shapes=_DYNAMIC_SHAPES,
+            passes=(SmoothQuant(), Int8Dynamic()),
+            variant=True,
             rank=2,
         ),
         Form(

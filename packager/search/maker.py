@@ -6,6 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
+from packager.passes.clean_up import CleanUp
 from packager.passes.contract import PassContext, apply
 from packager.passes.correct_bias import CorrectBias
 from packager.passes.graph import strip_texts
@@ -90,6 +91,10 @@ class Maker:
         made = self._compress_once(form, base, form.passes)
         if isinstance(made, NotMade) or not form.float_layers:
             return made
+        absent = set(form.float_layers) - {node.name for node in made.reference.graph.node}
+        if absent:
+            reason = f"the graph has no layer `{min(absent)}`"
+            return NotMade(verdict="skipped", reason=reason)
         model = revert_layers(made.model, made.reference, form.float_layers)
         return self._noted(dataclasses.replace(made, model=model), form)
 
@@ -119,20 +124,21 @@ class Maker:
     def _shaped(self, shape: str, source: str) -> Made | NotMade:
         import onnx
 
-        passes = SHAPES[shape]
         if shape == CLEANED:
             setting = self._setting
             model = onnx.load(setting.data.sources[source] if source else setting.model.path)
             strip_texts(model)
-        else:
-            base = self.graph(CLEANED, source)
-            if isinstance(base, NotMade):
-                return base
-            model, passes = base.model, passes[1:]
-        model, reports = apply(passes, model, self._context)
-        if shape != CLEANED and all(report.status != "applied" for report in reports):
-            reasons = [report.reason for report in reports if report.reason]
-            broken = any(report.status == "left out" for report in reports)
+            model, reports = apply((CleanUp(),), model, self._context)
+            return Made(model=model, reference=model, notes=_notes(reports))
+        base = self.graph(CLEANED, source)
+        if isinstance(base, NotMade):
+            return base
+        wanted = SHAPES[shape]
+        model, reports = apply(wanted.passes, base.model, self._context)
+        own = reports[-wanted.own :]
+        if all(report.status != "applied" for report in own):
+            reasons = [report.reason for report in own if report.reason]
+            broken = any(report.status == "left out" for report in own)
             return NotMade(
                 verdict="failed" if broken else "skipped",
                 reason="; ".join(reasons) or "the graph has nothing of the kind",

@@ -6,12 +6,15 @@ import dataclasses
 from typing import TYPE_CHECKING, Final
 
 from packager.artifact import LayerChoice
+from packager.passes.graph import constant_sizes
 from packager.passes.revert_layers import quantized_layers
 from packager.search.maker import NotMade
 from packager.search.sensitivity import rank_layers
+from packager.search.table import joined
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
 
     from packager.artifact import Candidate
     from packager.search.forms import Form
@@ -23,6 +26,11 @@ if TYPE_CHECKING:
 _RANKED_ON: Final = 4
 _RANKING_S: Final = 60.0
 _REFINED: Final = 3
+# Why layers stay float, by what the search calls a set of them.
+_WHY: Final = {
+    "first": "one of the first layers, which see the widest ranges and gain little in int8",
+    "depthwise-float": "a depthwise convolution, which gains nothing between float operators",
+}
 
 
 def rank(judge: Judge, setting: Setting, form: Form) -> tuple[LayerSensitivity, ...]:
@@ -125,12 +133,18 @@ def search_mixed(
 
 
 def layer_choices(
-    ranking: Sequence[LayerSensitivity], float_layers: Sequence[str]
+    ranking: Sequence[LayerSensitivity], form: Form, path: Path | None
 ) -> tuple[LayerChoice, ...]:
-    """Return what became of each layer, those that stay float with the reason."""
-    place = {layer.name: index + 1 for index, layer in enumerate(ranking)}
+    """Return what became of each layer, those that stay float with the reason.
+
+    Args:
+        ranking: Of the form's family; empty where nobody ranked it.
+        form: The chosen one.
+        path: Its file, which tells of float layers that were not ranked.
+    """
+    why = next((why for called, why in _WHY.items() if f"-{called}-" in form.name), "")
     found = []
-    for layer in ranking:
+    for place, layer in enumerate(ranking, start=1):
         choice = LayerChoice(
             name=layer.name,
             op_type=layer.op_type,
@@ -138,11 +152,31 @@ def layer_choices(
             sqnr_db=layer.sqnr_db,
             precision="int8",
         )
-        if layer.name in float_layers:
+        if layer.name in form.float_layers:
             heard = (
                 "" if layer.sqnr_db is None else f", {layer.sqnr_db:.1f} dB with it alone in int8"
             )
-            reason = f"number {place[layer.name]} of {len(ranking)} in sensitivity{heard}"
+            reason = joined(why, f"number {place} of {len(ranking)} in sensitivity{heard}")
             choice = dataclasses.replace(choice, precision="fp32", reason=reason)
         found.append(choice)
-    return tuple(found)
+    known = {layer.name for layer in ranking}
+    rest = [name for name in form.float_layers if name not in known]
+    return (*found, *(_unranked(path, rest, why) if path is not None and rest else ()))
+
+
+def _unranked(path: Path, names: Sequence[str], why: str) -> Iterator[LayerChoice]:
+    import onnx
+
+    model = onnx.load(path)
+    sizes = constant_sizes(model)
+    nodes = {node.name: node for node in model.graph.node}
+    for name in names:
+        node = nodes.get(name)
+        yield LayerChoice(
+            name=name,
+            op_type=node.op_type if node is not None else "",
+            weights=max((sizes.get(i, 0) for i in node.input), default=0) if node else 0,
+            sqnr_db=None,
+            precision="fp32",
+            reason=why or "as the lock says",
+        )

@@ -187,7 +187,7 @@ def search_options(data: Path) -> Callable[..., tuple[str | Path, ...]]:
 @pytest.fixture
 def kept(tmp_path: Path) -> Iterator[Path]:
     """Return an output folder with a file in it, which must be as it was when the test ends."""
-    folder = tmp_path / "dist"
+    folder = tmp_path / "kept"
     folder.mkdir()
     (folder / "earlier.txt").write_text("of an earlier build")
     yield folder
