@@ -113,6 +113,7 @@ def choose(
 # Verdicts on a form that is as near to the original as it has to be.
 _KEPT: Final = ("passed", "slower", "larger")
 _FIRST: Final = 2
+_SAME_TIME: Final = 1.05
 _SHORT: Final = {
     "slower": "is slower", "larger": "is larger", "drifted": "misses the budget",
     "passed": "is behind", "failed": "does not run",
@@ -285,7 +286,9 @@ class Search:
             latency = self._found[name].latency if name in self._found else None
             return 1.0 / latency.speedup if latency is not None else 1.0
 
-        return dataclasses.replace(form, shapes=(min(usable, key=time_of),))
+        least = min(map(time_of, usable))
+        fastest = next(shape for shape in usable if time_of(shape) <= least * _SAME_TIME)
+        return dataclasses.replace(form, shapes=(fastest,))
 
     def _try(self, form: Form, *, forced: bool) -> Candidate:
         self._setting.reporter.stage(f"try {form.name}{self._estimate()}")

@@ -31,14 +31,29 @@ CLEANED: Final = "cleaned"
 LAYERS_ALONE: Final = "int8-static-layers"
 NEAREST: Final = "int8-static-nearest"
 _RAISED: Final = RaiseOpset(least=13)
-# Graphs that compute the same: engines run one faster than the other.
-SHAPES: Final[Mapping[str, tuple[Pass, ...]]] = {
-    CLEANED: (CleanUp(),),
-    "transformer": (CleanUp(), FuseTransformer()),
-    "folded": (CleanUp(), _RAISED, FuseTransformer(), HardSwish(), FoldScales()),
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shape:
+    """A graph that computes what the model does: engines run one faster than the other.
+
+    Attributes:
+        passes: In order, after the clean-up.
+        own: How many of the last ones make the shape; one of them at least has to find something.
+    """
+
+    passes: tuple[Pass, ...] = ()
+    own: int = 1
+
+
+SHAPES: Final[Mapping[str, Shape]] = {
+    CLEANED: Shape(),
+    "transformer": Shape(passes=(FuseTransformer(),)),
+    "attention": Shape(passes=(FuseTransformer(), FuseAttention())),
+    "folded": Shape(passes=(_RAISED, FuseTransformer(), HardSwish(), FoldScales()), own=2),
 }
 _STATIC_SHAPES: Final = ("folded", CLEANED)
-_DYNAMIC_SHAPES: Final = ("transformer", CLEANED)
+_DYNAMIC_SHAPES: Final = ("transformer", "attention", CLEANED)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,11 +153,14 @@ def locked_form(forms: tuple[Form, ...], choice: Mapping[str, Any]) -> Form | No
     shape = choice.get("shape")
     if form is None or shape not in form.shapes:
         return None
-    layers = tuple(choice.get("float_layers", ()))
+    layers, name = choice.get("float_layers", []), str(choice.get("precision"))
     form = replace(form, shapes=(shape,))
     if not layers:
         return form
-    return replace(form, name=choice["precision"], base=form.name, float_layers=layers)
+    named = re.fullmatch(rf"{re.escape(form.name)}-[a-z0-9-]{{1,40}}", name)
+    if named is None or not isinstance(layers, list) or not all(isinstance(n, str) for n in layers):
+        return None
+    return replace(form, name=name, base=form.name, float_layers=tuple(layers))
 
 
 def _of_variant(variant: str, name: str) -> str:

@@ -154,12 +154,11 @@ class Maker:
         name_nodes(reference)
         rest = [step for step in passes if not isinstance(step, RaiseOpset)]
         model, more = apply(rest, reference, self._context)
-        every = (*reports, *more)
-        for report in every:
-            if report.status == "left out" or (report.status == "skipped" and report is every[-1]):
+        for report in (*reports, *more):
+            if report.status == "left out" or (report.status == "skipped" and report in more):
                 verdict = "failed" if report.status == "left out" else "skipped"
                 return NotMade(verdict=verdict, reason=report.reason)
-        return Made(model=model, reference=reference, notes=_notes(every))
+        return Made(model=model, reference=reference, notes=_notes((*reports, *more)))
 
 
 def _keeping_float(step: Any, layers: tuple[str, ...]) -> Any:

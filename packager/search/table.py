@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 def as_table(candidates: Sequence[Candidate]) -> list[str]:
     """Return the candidates as lines of aligned columns; `*` marks the Pareto front."""
     metric = next((c.score.metric for c in candidates if c.score is not None), None)
-    head = ["candidate", "size", *([metric] if metric else []), "cosine", "agreement", "speed-up",
+    agreeing = [] if metric == "agreement" else ["agreement"]
+    head = ["candidate", "size", *([metric] if metric else []), "cosine", *agreeing, "speed-up",
             "verdict", "reason"]  # fmt: skip
     rows = [head]
     for c in candidates:
@@ -25,7 +26,7 @@ def as_table(candidates: Sequence[Candidate]) -> list[str]:
             human_size(c.size_bytes) if c.path else "-",
             *([f"{c.score.value:.4f}" if c.score else "-"] if metric else []),
             f"{c.parity.cosine:.4f}" if c.parity else "-",
-            f"{agreement:.1%}" if agreement is not None else "-",
+            *([f"{agreement:.1%}" if agreement is not None else "-"] if agreeing else []),
             f"{c.latency.speedup:.2f} ×" if c.latency else "-",
             c.verdict,
             c.reason,
