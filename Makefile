@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test test-all bench lint clean
+.PHONY: demo test test-all bench bench-peers lint clean
 .DELETE_ON_ERROR:
 
 demo: .venv/.demo
@@ -17,6 +17,10 @@ test-all: .venv/.test
 
 bench: .venv/.bench
 	$(BIN)/python tests/benchmarks
+
+# Other tools on the same models, in environments of their own: 2 GB of packages, and longer.
+bench-peers: .venv/.bench
+	$(BIN)/python tests/benchmarks peers
 
 lint: .venv/.test
 	$(BIN)/python -m pytest tests/house/test_lint.py

@@ -27,7 +27,7 @@ from packager.console import table
 from tests.benchmarks.cases import CASES, ONE, ROOT, TWO, Case, make_case
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from tests.benchmarks.cases import Sample
 
@@ -67,11 +67,16 @@ def main(rows: Sequence[str] = ()) -> None:
     names = list(rows or ROWS)
     if len(names) == 1:
         measure(make_case(names[0]))
-        return
+    else:
+        each_alone("compressing", names)
+
+
+def each_alone(benchmark: str, names: Sequence[str]) -> None:
+    """Run a benchmark once per row, each in a process of its own."""
     for name in names:
         sys.stdout.flush()
         done = subprocess.run(
-            [sys.executable, str(ROOT / "tests" / "benchmarks"), f"compressing:{name}"],
+            [sys.executable, str(ROOT / "tests" / "benchmarks"), f"{benchmark}:{name}"],
             check=False, capture_output=True, text=True, timeout=_LIMIT_S,
         )  # fmt: skip
         # Its first lines say which machine this is.
@@ -85,7 +90,7 @@ def main(rows: Sequence[str] = ()) -> None:
 def measure(case: Case) -> None:
     """Compress one model in every way, and print the table."""
     began = time.monotonic()
-    with tempfile.TemporaryDirectory(dir=_work_folder()) as name:
+    with tempfile.TemporaryDirectory(dir=work_folder()) as name:
         folder = Path(name)
         original = folder / f"{case.original.stem.lower()}.onnx"
         shutil.copyfile(case.original, original)
@@ -99,11 +104,10 @@ def measure(case: Case) -> None:
             quantize(case, original, "quantize_dynamic", folder),
         ]
         reference = answer(original, case.test)
-        lines, missed = _top(case, original, reference), []
+        lines, missed = top_lines(case, original, reference), []
         for file in made:
-            figures = _measured(case, file, original, reference)
-            cells = [_figure(value) for value in figures.values()] or [""] * (len(lines[0]) - 2)
-            lines.append([file.title, *cells, file.told])
+            figures = figures_of(case, file, original, reference)
+            lines.append(line_of(file, figures, columns=len(lines[0])))
             if file.must_reach:
                 missed += [
                     f"{file.title}, {column}" for column, goal in case.goals.items()
@@ -111,9 +115,7 @@ def measure(case: Case) -> None:
                 ]  # fmt: skip
         emulated = emulate(case, [file for file in made if file.emulate], reference, folder)
     print(case.title)
-    for line in table(lines):
-        print(f"  {line}")
-    for line in emulated:
+    for line in [*table(lines), *emulated]:
         print(f"  {line}")
     if case.goals:
         print(f"  missed: {'; '.join(missed) or 'nothing'}")
@@ -145,7 +147,6 @@ def quantize(case: Case, original: Path, function: str, folder: Path) -> Made:
     """Make a file with a function of ONNX Runtime at its defaults, and see whether it loads."""
     from onnxruntime import quantization
 
-    from packager.checks.latency import open_session
     from packager.passes.contract import first_line, tool_faults
 
     title, path = f"ONNX Runtime's {function}", folder / f"{function}.onnx"
@@ -158,12 +159,20 @@ def quantize(case: Case, original: Path, function: str, folder: Path) -> Made:
     try:
         work[function]()
     except tool_faults() as fault:
-        return Made(title=title, path=None, told=f"is not made: {_shorter(first_line(fault))}")
+        return Made(title=title, path=None, told=f"is not made: {shorter(first_line(fault))}")
+    return loaded(case, title, path)
+
+
+def loaded(case: Case, title: str, path: Path, told: str = "") -> Made:
+    """Return a file that loads and answers, or why it does not."""
+    from packager.checks.latency import open_session
+    from packager.passes.contract import first_line, tool_faults
+
     try:
         open_session(path, 1).run(None, case.test[0])
     except tool_faults() as fault:
-        return Made(title=title, path=None, told=f"does not load: {_shorter(first_line(fault))}")
-    return Made(title=title, path=path)
+        return Made(title=title, path=None, told=f"does not load: {shorter(first_line(fault))}")
+    return Made(title=title, path=path, told=told)
 
 
 def answer(path: Path, samples: Sequence[Sample]) -> list[Sample]:
@@ -240,7 +249,7 @@ def _run(title: str, arguments: Sequence[str], folder: Path, *, must_reach: bool
     )  # fmt: skip
     if done.returncode:
         said = next(iter(done.stderr.strip().splitlines()), "it said nothing")
-        told = f"exit {done.returncode}: {_shorter(said)}"
+        told = f"exit {done.returncode}: {shorter(said)}"
         return Made(title=title, path=None, told=told, must_reach=must_reach)
     (item,) = json.loads(done.stdout)
     record = json.loads(Path(item["record"]).read_text(encoding="utf-8"))
@@ -283,9 +292,10 @@ def _reader(samples: Sequence[Sample]) -> Any:
     return Reader()
 
 
-def _measured(
+def figures_of(
     case: Case, file: Made, original: Path, reference: Sequence[Sample]
 ) -> dict[str, float]:
+    """Return the size, the speed in alternating pairs with the original, and the quality."""
     from packager.checks.latency import alternate
 
     if file.path is None:
@@ -299,7 +309,7 @@ def _measured(
     return figures | case.quality(reference, answer(file.path, case.test))
 
 
-def _top(case: Case, original: Path, reference: Sequence[Sample]) -> list[list[str]]:
+def top_lines(case: Case, original: Path, reference: Sequence[Sample]) -> list[list[str]]:
     """Return the heading, what should be reached, and the original's figures."""
     own = {"MB": original.stat().st_size / 1e6, ONE: 1.0, TWO: 1.0}
     own |= case.quality(reference, reference)
@@ -311,15 +321,23 @@ def _top(case: Case, original: Path, reference: Sequence[Sample]) -> list[list[s
     ]
 
 
+def line_of(file: Made, figures: Mapping[str, float], *, columns: int) -> list[str]:
+    """Return a line of the table, its cells empty where there is no file."""
+    cells = [_figure(value) for value in figures.values()] or [""] * (columns - 2)
+    return [file.title, *cells, file.told]
+
+
 def _figure(value: float) -> str:
     return f"{value:.4f}" if abs(value) < 1 else f"{value:.2f}"
 
 
-def _shorter(text: str) -> str:
+def shorter(text: str) -> str:
+    """Return a text that fits into a line."""
     return text if len(text) < 100 else f"{text[:97]}…"
 
 
-def _work_folder() -> Path:
+def work_folder() -> Path:
+    """Return where files lie while they are measured."""
     folder = ROOT / ".cache" / "compressing"
     folder.mkdir(parents=True, exist_ok=True)
     return folder
