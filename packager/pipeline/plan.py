@@ -365,9 +365,14 @@ def _import_step(recipe: Recipe) -> Step:
 def _compress_steps(recipe: Recipe, target: Target, lock_file: Path | None) -> list[Step]:
     if lock_file is not None:
         return [Step("compress", "as locked", f"`{lock_file}`")]
-    if recipe.compress.precision != "auto":
-        return [Step("compress", recipe.compress.precision, "asked for")]
-    steps = [Step("compress", "fp32", "the original, cleaned; always a candidate")]
+    compression = recipe.compress
+    steps = [_budget_step(recipe)]
+    if recipe.train.prune or recipe.train.function is not None:
+        why = f"`[train]`, up to {recipe.train.time_limit_s:g} s each"
+        steps.append(Step("train", "variants of the module", why))
+    if compression.precision != "auto":
+        return [*steps, Step("compress", compression.precision, "asked for")]
+    steps.append(Step("compress", "fp32", "the original, cleaned; always a candidate"))
     if "int8" in target.precisions:
         why = "where matrix products of weights dominate"
         steps.append(Step("compress", "int8-dynamic", why))
@@ -375,7 +380,21 @@ def _compress_steps(recipe: Recipe, target: Target, lock_file: Path | None) -> l
             why = "no calibration data: give a folder with `-c FOLDER`"
             steps.append(Step("compress", "no int8-static", why))
         else:
-            steps.append(
-                Step("compress", "int8-static", f"calibrated on `{recipe.calibration.word}`")
-            )
+            why = f"calibrated on `{recipe.calibration.word}`"
+            steps.append(Step("compress", "int8-static", why))
+    if compression.objective == "size":
+        steps.append(Step("compress", "fp16, weights in 8 and 4 bits", "size alone counts"))
     return steps
+
+
+def _budget_step(recipe: Recipe) -> Step:
+    compression, drop = recipe.compress, recipe.compress.max_drop
+    aim = {"latency": "the fastest", "size": "the smallest", "balanced": "the best of both"}
+    choice = f"{aim[compression.objective]} that keeps the budget"
+    if not compression.metric and drop is None and recipe.evaluation is None:
+        why = f"answers as the original's: agreement ≥ 0.99 or cosine ≥ {compression.min_cosine:g}"
+        return Step("budget", choice, why)
+    named = Path(compression.metric).name if compression.metric else "top1 or agreement"
+    most = drop.value if drop is not None else 0.01
+    kind = "of the original's" if drop is not None and drop.relative else "in its own unit"
+    return Step("budget", choice, f"{named} falls by {most:g} {kind} at most")

@@ -54,9 +54,24 @@ def test_the_recipe_beside_the_model_is_found_and_options_win(tmp_path: Path) ->
 def test_every_step_has_a_choice_and_a_reason(tmp_path: Path) -> None:
     steps = _plan(tmp_path).steps["cpu-x86_64"]
     assert [step.stage for step in steps] == [
-        "import", "compress", "compress", "compress", "scheme", "engine", "check", "golden",
+        "import", "budget", "compress", "compress", "compress", "scheme", "engine", "check",
+        "golden",
     ]  # fmt: skip
     assert all(step.choice and step.reason for step in steps)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({}, "agreement ≥ 0.99 or cosine ≥ 0.99"),
+        ({"metric": "agreement", "max_drop": "0.5%"}, "agreement falls by 0.005 in its own unit"),
+        ({"metric": "cosine", "max_drop": "rel:2%"}, "cosine falls by 0.02 of the original's"),
+    ],
+)
+def test_the_plan_tells_the_budget(tmp_path: Path, given: dict[str, str], said: str) -> None:
+    steps = _plan(tmp_path, **given).steps["cpu-x86_64"]
+    (budget,) = (step for step in steps if step.stage == "budget")
+    assert said in budget.reason
 
 
 @pytest.mark.parametrize(
