@@ -118,6 +118,7 @@ def test_a_budget_that_cannot_be_is_refused(
     here: Any, search_options: Callable[..., Any], kept: Path, options: list[str], words: list[str]
 ) -> None:
     _refused(here("compress", *search_options("plain"), *options, "-o", kept), 2, *words)
+    _refused(here("build", *search_options("plain"), *options, "-o", kept), 2, *words)
 
 
 @pytest.mark.parametrize(
