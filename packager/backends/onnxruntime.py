@@ -75,8 +75,12 @@ def build(
     proto.graph.name = "model"
     _lower(proto, target, samples)
     path.write_bytes(proto.SerializeToString(deterministic=True))
+    del proto  # may be 2 GB, which the next copy and the engine's need not wait beside
     read_back = onnx.load(path, load_external_data=False)
     opset, ir_version = opset_of(read_back), int(read_back.ir_version)
+    nodes = sum(1 for _ in all_nodes(read_back))
+    domains = {entry.domain or "ai.onnx": entry.version for entry in read_back.opset_import}
+    del read_back
     _check_runs(path, signature, samples, target)
     return Artifact(
         path=path,
@@ -90,10 +94,8 @@ def build(
         facts={
             "sha256": sha256_file(path),
             "size_bytes": path.stat().st_size,
-            "nodes": sum(1 for _ in all_nodes(read_back)),
-            "domains": {
-                entry.domain or "ai.onnx": entry.version for entry in read_back.opset_import
-            },
+            "nodes": nodes,
+            "domains": domains,
         },
     )
 

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 from packager.bundle.archive import Entry
 from packager.bundle.device import detect_device
+from packager.checks.latency import open_session
 from packager.errors import BudgetMissed, ModelUnsupported
 from packager.passes.outputs import decided_outputs
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -84,10 +85,8 @@ def make_golden(
     """
     origin, inputs = _inputs(artifact, recipe, samples, seed, count)
     specs = artifact.signature.outputs
-    original = _original(artifact, recipe, workdir)
-    answers = [
-        (feeds, _run(artifact.path, feeds, specs), _run(original, feeds, specs)) for feeds in inputs
-    ]
+    ask = _original(artifact, recipe, workdir)
+    answers = [(feeds, _run(artifact.path, feeds, specs), ask(feeds)) for feeds in inputs]
     entries, kept = _fitting(artifact, answers)
     decided = decided_outputs(recipe, artifact.model.signature) if recipe is not None else ()
     compared = [at for at, s in enumerate(artifact.signature.outputs) if s.name not in decided]
@@ -138,27 +137,49 @@ def _inputs(
     return samples.origin, samples[:count]
 
 
-def _original(artifact: Artifact, recipe: Recipe | None, workdir: Path) -> Path:
+def _original(
+    artifact: Artifact, recipe: Recipe | None, workdir: Path
+) -> Callable[[dict[str, NDArray[Any]]], _Arrays]:
+    """Return what answers as the original with its pre- and post-processing."""
+    model, specs = artifact.model, artifact.signature.outputs
     if recipe is None:
-        return artifact.model.path
+        return lambda feeds: _run(model.path, feeds, specs)
+    if model.large:
+        return _original_apart(artifact, recipe)
     from packager.passes.inputs import attach
 
     path = workdir / "original-attached.onnx"
-    attach(artifact.model.path, artifact.model.signature, recipe, path)
-    return path
+    attach(model.path, model.signature, recipe, path)
+    return lambda feeds: _run(path, feeds, specs)
+
+
+def _original_apart(
+    artifact: Artifact, recipe: Recipe
+) -> Callable[[dict[str, NDArray[Any]]], _Arrays]:
+    """Do the same with the steps apart, where they and the weights fit into no one file."""
+    from packager.data import Samples
+    from packager.passes.inputs import prepare
+    from packager.passes.outputs import finisher
+
+    model = artifact.model
+    finish = finisher(recipe, model.signature)
+
+    def ask(feeds: dict[str, NDArray[Any]]) -> _Arrays:
+        sample = Samples((lambda: feeds,), digest="", origin="", kind="synthetic")
+        taken = prepare(sample, recipe, model.signature)[0]
+        raw = _run(model.path, taken, model.signature.outputs)
+        named = {s.name: array for s, array in zip(model.signature.outputs, raw, strict=True)}
+        named = finish(named) if finish is not None else named
+        return [named[spec.name] for spec in artifact.signature.outputs]
+
+    return ask
 
 
 def _run(
     path: Path, feeds: Mapping[str, NDArray[Any]], outputs: Sequence[TensorSpec]
 ) -> list[NDArray[Any]]:
-    import onnxruntime as ort
-
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 4
     try:
-        session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        session = open_session(path, 1)
         got = session.run([spec.name for spec in outputs], dict(feeds))
     except _runtime_errors() as fault:
         raise ModelUnsupported(f"`{path.name}` does not run on a golden sample: {fault}") from fault

@@ -142,9 +142,18 @@ def open_session(path: Path, threads: int) -> Any:
     options.log_severity_level = 3
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if data_file(path).is_file():
-        options.add_session_config_entry("session.disable_prepacking", "1")
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        keep_outside(options)
     return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+
+def keep_outside(options: Any) -> None:
+    """Set session options so that external weights stay views on their file.
+
+    Neither copies nor transposed or widened twins of them are made. Without fusions as well, a
+    Transpose of each weight would be computed at run time and all be held at once.
+    """
+    options.add_session_config_entry("session.disable_prepacking", "1")
+    options.add_session_config_entry("optimization.disable_specified_optimizers", "ConstantFolding")
 
 
 def _runner(path: Path, feeds: Mapping[str, NDArray[Any]], threads: int) -> Callable[[], None]:

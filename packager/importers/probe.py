@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import onnx
 
+from packager.checks.latency import keep_outside
 from packager.errors import ModelUnsupported
 from packager.importers.lint import is_external
 
@@ -118,8 +119,9 @@ class Probe:
         options.log_severity_level = 4
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         if any(map(is_external, model.graph.initializer)):
-            # Weights too large for one file stay views on theirs.
-            options.add_session_config_entry("session.disable_prepacking", "1")
+            level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+            options.graph_optimization_level = level
+            keep_outside(options)
         try:
             self._session = onnxruntime.InferenceSession(
                 path, options, providers=["CPUExecutionProvider"]

@@ -111,6 +111,7 @@ def _run_with_raw(
     with tempfile.TemporaryDirectory() as folder:
         probe = Path(folder, "probe.onnx")
         onnx.save(model, probe)
+        del model
         return _run(probe, samples)
 
 

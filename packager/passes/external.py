@@ -233,6 +233,10 @@ def _in_blocks(
     name_nodes(proto)
     sources = {tensor.name: tensor for tensor in proto.graph.initializer}
     layers = step.find(proto)
+    tables = any(layer.layout == "table" for layer in layers.values())
+    if not layers or (step.table_bits is not None and not tables):
+        what = "no embedding table" if layers else "no weight"
+        raise ModelUnsupported(f"{what} is large enough to be kept in blocks")
     step.rewrite(proto, layers)
     placed: list[Any] = []
     origin: dict[str, str] = {}

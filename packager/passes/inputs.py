@@ -85,6 +85,7 @@ def attach(model_path: Path, signature: Signature, recipe: Recipe, out: Path) ->
         _put_input(model, name, each)
     strip_texts(model)
     onnx.save(model, out)
+    del model  # the check loads it twice
     check_attached(
         model_path,
         out,

@@ -138,7 +138,7 @@ def _build_one(
         path=path,
         digest=bundle.digest,
         size_bytes=bundle.size_bytes,
-        original_bytes=model.path.stat().st_size,
+        original_bytes=model.size_bytes,
         parts=dict(bundle.parts),
         artifact=artifact,
         checks=checks,
