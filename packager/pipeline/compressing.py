@@ -106,7 +106,7 @@ def search_key(
 
     return stage_key(
         "compress",
-        model=sha256_file(model.path),
+        model=" ".join(map(sha256_file, model.files)),
         signature=model.signature.to_json(),
         quantized=model.quantized,
         arch=target.arch,
