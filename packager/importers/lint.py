@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 MAX_NODES: Final = 200_000
 MAX_DEPTH: Final = 16
 MAX_TENSOR_BYTES: Final = 1 << 33
-# In blocks of 4 bits, the smallest form, a larger float32 model fills more than one file.
-MAX_TOTAL_BYTES: Final = 1 << 34
+# Of float32: 4 bits each, and a scale of 32 bits for every 32 weights.
+_SMALLEST_FORM: Final = 5 / 32
 MAX_IO_ELEMENTS: Final = 1 << 31
 _DOMAINS: Final = frozenset({"", "ai.onnx", "ai.onnx.ml", "com.microsoft"})
 _WHY_NOT: Final = {
@@ -74,11 +74,7 @@ def read_onnx(path: Path, *, source: str) -> tuple[onnx.ModelProto, str]:
     model, digest = _parse_and_lint(path, source=source)
     places = [(i, t) for i, t in enumerate(tensors(model)) if is_external(t)]
     total = sum(tensor_bytes(t) for _, t in places) + model.ByteSize()
-    if total > MAX_TOTAL_BYTES:
-        raise ModelUnsupported(
-            f"`{source}` holds {total / 1e9:.1f} GB with its external data",
-            accepted=f"models up to {MAX_TOTAL_BYTES / 1e9:.1f} GB",
-        )
+    _check_total(model, total, source)
     # The main graph's initializers come first.
     staying = len(model.graph.initializer) if past_one_file(total) else 0
     inner = sum(tensor_bytes(t) for i, t in places if i >= staying) + model.ByteSize()
@@ -95,6 +91,21 @@ def read_onnx(path: Path, *, source: str) -> tuple[onnx.ModelProto, str]:
         for chunk in external_chunks(tensor, path.parent, size=size):
             digest.update(chunk)
     return model, digest.hexdigest()
+
+
+def _check_total(model: onnx.ModelProto, total: int, source: str) -> None:
+    """Refuse what no form in one file is made of, before any of it is read."""
+    floats = sum(
+        tensor_bytes(tensor)
+        for tensor in model.graph.initializer
+        if tensor.data_type == onnx.TensorProto.FLOAT
+    )
+    if past_one_file(total) and past_one_file(round(total - floats * (1 - _SMALLEST_FORM))):
+        raise ModelUnsupported(
+            f"`{source}` holds {total / 1e9:.1f} GB, of which {floats / 1e9:.1f} GB are float32 "
+            "weights: it fits into one file of 2 GB in no smaller form",
+            accepted="models up to 2 GB, or up to 13 GB of float32 weights",
+        )
 
 
 def is_external(tensor: onnx.TensorProto) -> bool:

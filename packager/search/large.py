@@ -17,7 +17,7 @@ from packager.search.maker import Made, NotMade
 from packager.search.table import as_table
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
     from pathlib import Path
 
     from packager.artifact import Candidate
@@ -35,7 +35,7 @@ def large_forms(compression: Compression, target: Target) -> tuple[Form, ...]:
     """Return the forms of a model over 2 GB that a recipe allows, the most exact weights first.
 
     Ordinary forms that it allows stand before them, without passes: `LargeMaker` makes none of
-    them. Where the choice is left open, fp16 is tried for size, or where the target lists it.
+    them.
     """
     asked, found = compression.precision, []
     wanted = {form.name: form for form in table(compression)}
@@ -45,15 +45,25 @@ def large_forms(compression: Compression, target: Target) -> tuple[Form, ...]:
             found.append(replace(form, passes=()))
     for name in LARGE_FORMS:
         form = wanted[name]
-        if asked == "auto":
-            allowed = form.precision != "fp16" or form.asked_by(compression, target)
-        else:
-            allowed = form.asked_by(compression, target) or (
-                asked == "int8" and form.precision == "int8-weights"
-            )
-        if allowed:
+        as_int8 = asked == "int8" and form.precision == "int8-weights"
+        if asked == "auto" or as_int8 or form.asked_by(compression, target):
             found.append(form)
     return tuple(found)
+
+
+def is_spared(form: Form, setting: Setting, found: Iterable[Candidate]) -> bool:
+    """Tell whether a form of a large model is left out because another keeps the budget already.
+
+    fp16 is the largest form and on processors no gain in speed: where the choice is left open it is
+    tried for size, where the target lists it, and where nothing else passed.
+    """
+    return (
+        setting.model.large
+        and form.precision == "fp16"
+        and setting.compression.precision == "auto"
+        and not form.asked_by(setting.compression, setting.target)
+        and any(candidate.verdict == "passed" for candidate in found)
+    )
 
 
 class LargeMaker:
