@@ -77,12 +77,6 @@ def read_onnx(path: Path, *, source: str) -> tuple[onnx.ModelProto, str]:
     _check_total(model, total, source)
     # The main graph's initializers come first.
     staying = len(model.graph.initializer) if past_one_file(total) else 0
-    inner = sum(tensor_bytes(t) for i, t in places if i >= staying) + model.ByteSize()
-    if past_one_file(inner):
-        raise ModelUnsupported(
-            f"`{source}` holds {inner / 1e9:.1f} GB inside of nodes and inner graphs",
-            accepted="models whose weights are initializers of the main graph",
-        )
     for position, tensor in places:
         size = tensor_bytes(tensor)
         if position >= staying:
@@ -103,8 +97,8 @@ def _check_total(model: onnx.ModelProto, total: int, source: str) -> None:
     if past_one_file(total) and past_one_file(round(total - floats * (1 - _SMALLEST_FORM))):
         raise ModelUnsupported(
             f"`{source}` holds {total / 1e9:.1f} GB, of which {floats / 1e9:.1f} GB are float32 "
-            "weights: it fits into one file of 2 GB in no smaller form",
-            accepted="models up to 2 GB, or up to 13 GB of float32 weights",
+            "initializers: it fits into one file of 2 GB in no smaller form",
+            accepted="models up to 2 GB, or up to 13 GB of float32 initializers",
         )
 
 

@@ -20,6 +20,7 @@ from packager.importers.true_shapes import find_signature
 from packager.importers.zip_map import remove_zip_maps
 from packager.model import Provenance
 from packager.passes.external import ExternalModel, open_external, save_external
+from packager.passes.fold_transposes import fold_transposes
 
 if TYPE_CHECKING:
     from packager.model import Signature, TensorSpec
@@ -70,11 +71,13 @@ def import_onnx(request: ImportRequest, workdir: Path) -> Imported:
 
 
 def _copied(model: onnx.ModelProto, source: Path, workdir: Path) -> onnx.ModelProto:
-    """Return a model whose initializers lie in a file beside `workdir`'s model, as they did.
+    """Return a model whose initializers lie in a file beside `workdir`'s model.
 
     Raises:
         InputOutputError: there is no room for them.
     """
+    model, array = fold_transposes(model, ExternalModel(proto=model, folder=source).array)
+    _drop_unused_initializers(model)
     wanted = sum(tensor_bytes(tensor) for tensor in model.graph.initializer)
     free = shutil.disk_usage(workdir).free
     if wanted > free:
@@ -84,7 +87,7 @@ def _copied(model: onnx.ModelProto, source: Path, workdir: Path) -> onnx.ModelPr
             hint="choose another with `--cache-dir DIR`",
         )
     path = workdir / MODEL_FILE
-    save_external(model, path, ExternalModel(proto=model, folder=source).array)
+    save_external(model, path, array)
     copy: onnx.ModelProto = open_external(path).proto
     return copy
 

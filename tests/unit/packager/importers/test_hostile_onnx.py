@@ -251,6 +251,42 @@ def external_data_too_short(path: Path) -> None:
     (path.parent / "w.bin").write_bytes(external(path, location="w.bin", length="40"))
 
 
+def sparse(path: Path, kind: int, gigabytes: int) -> None:
+    """Write a model whose weights all lie in the same empty gigabyte: a file with a hole."""
+    with (path.parent / "w.bin").open("wb") as stream:
+        stream.truncate(1 << 30)
+    rows = (1 << 30) // 4096 // (4 if kind == FLOAT else 2)
+    tensors = []
+    for i in range(gigabytes):
+        tensor = TensorProto(name=f"w{i}", data_type=kind, dims=[4096, rows])
+        tensor.data_location = TensorProto.EXTERNAL
+        tensor.external_data.add(key="location", value="w.bin")
+        tensors.append(tensor)
+    nodes = [helper.make_node("Identity", ["x"], ["y"])]
+    save(model(nodes, [value("x", ["N", 4])], [value("y", ["N", 4])], tensors), path)
+
+
+@hostile("it fits into one file of 2 GB in no smaller form")
+def external_data_of_many_gigabytes_in_a_hole(path: Path) -> None:
+    sparse(path, FLOAT, 1000)
+
+
+@hostile("of which 0.0 GB are float32")
+def external_data_of_three_gigabytes_of_fp16(path: Path) -> None:
+    sparse(path, TensorProto.FLOAT16, 3)
+
+
+@hostile("of which 0.0 GB are float32 initializers")
+def external_data_of_three_gigabytes_inside_of_nodes(path: Path) -> None:
+    sparse(path, FLOAT, 3)
+    proto = onnx.load(path, load_external_data=False)
+    for tensor in proto.graph.initializer:
+        node = helper.make_node("Constant", [], [tensor.name], value=tensor)
+        proto.graph.node.insert(0, node)
+    del proto.graph.initializer[:]
+    save(proto, path)
+
+
 @hostile("unknown external data key")
 def external_data_with_an_injected_attribute(path: Path) -> None:
     data = external(path, location="w.bin", __class__="x")

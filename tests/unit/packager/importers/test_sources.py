@@ -129,6 +129,15 @@ def test_the_digest_of_an_onnx_file_covers_its_external_data(tmp_path: Path) -> 
     assert source_digest(recipe) != first
 
 
+def test_a_file_of_more_than_a_model_may_hold_is_not_read_for_its_digest(tmp_path: Path) -> None:
+    proto = dense()
+    externalise(proto, "W", location="w.bin")
+    path = save(proto, tmp_path / "m.onnx")
+    with (tmp_path / "w.bin").open("wb") as stream:
+        stream.truncate(1 << 40)  # a hole: no disk is used
+    assert source_digest(Recipe(model=str(path), name="tested")) is None
+
+
 def test_a_factory_has_no_digest_before_it_runs() -> None:
     assert source_digest(Recipe(model="package.module:make", name="tested")) is None
 
