@@ -105,6 +105,7 @@ class Candidate:
         confirmed: The metric on the other half; measured for those that may be chosen.
         on_front: No other candidate is better in size, latency and metric at once.
         layers: Per quantizable layer, where the form tells them apart.
+        as_it_came: It is the original graph, which its clean-up had made slower or other.
     """
 
     name: str
@@ -119,6 +120,7 @@ class Candidate:
     confirmed: Score | None = None
     on_front: bool = False
     layers: tuple[LayerChoice, ...] = ()
+    as_it_came: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
-    from packager.artifact import Artifact
+    from packager.artifact import Artifact, Candidate
     from packager.console import Reporter
     from packager.data import Samples
     from packager.model import Model
@@ -77,6 +77,7 @@ def compress_stage(
                 seed=recipe.seed,
             )
             (search / _RESULT).write_text(json.dumps(outcome.to_wire()), encoding="utf-8")
+            _sweep(search, outcome.chosen)
             folder = cache.keep(key, search)
     wire = json.loads((folder / _RESULT).read_text(encoding="utf-8"))
     outcome = Outcome.from_wire(wire, folder)
@@ -182,6 +183,13 @@ def _search_folder(cache: StageCache, key: str, work: Path) -> Iterator[Path]:
         yield folder
         if alone:
             held.unlink(missing_ok=True)
+
+
+def _sweep(folder: Path, chosen: Candidate) -> None:
+    """Remove what only the search needed: other candidates, ranges, roundings, the journal."""
+    for path in folder.iterdir():
+        if path.is_file() and path != chosen.path and path.name != _RESULT:
+            path.unlink()
 
 
 def _with_transforms(

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 PLAIN: Final = "fp32"
 CLEANED: Final = "cleaned"
+ORIGINAL: Final = "as it came"
 LAYERS_ALONE: Final = "int8-static-layers"
 NEAREST: Final = "int8-static-nearest"
 _RAISED: Final = RaiseOpset(least=13)
@@ -48,6 +49,7 @@ class Shape:
 
 SHAPES: Final[Mapping[str, Shape]] = {
     CLEANED: Shape(),
+    ORIGINAL: Shape(),
     "transformer": Shape(passes=(FuseTransformer(),)),
     "attention": Shape(passes=(FuseTransformer(), FuseAttention())),
     "folded": Shape(passes=(_RAISED, FuseTransformer(), HardSwish(), FoldScales()), own=2),
@@ -150,8 +152,8 @@ def table(compression: Compression, variants: tuple[str, ...] = ()) -> tuple[For
 def locked_form(forms: tuple[Form, ...], choice: Mapping[str, Any]) -> Form | None:
     """Return the form that an earlier build chose, or None where there is none of that name."""
     form = next((form for form in forms if form.name == choice.get("form")), None)
-    shape = choice.get("shape")
-    if form is None or shape not in form.shapes:
+    shape = str(choice.get("shape"))
+    if form is None or (shape not in form.shapes and (form.name, shape) != (PLAIN, ORIGINAL)):
         return None
     layers, name = choice.get("float_layers", []), str(choice.get("precision"))
     form = replace(form, shapes=(shape,))
@@ -186,7 +188,7 @@ def _forms(compression: Compression) -> list[Form]:
     found += [
         Form(name=f"{PLAIN}-{shape}", precision=PLAIN, shapes=(shape,), variant=True)
         for shape in SHAPES
-        if shape != CLEANED
+        if shape not in {CLEANED, ORIGINAL}
     ]
     found += [
         Form(

@@ -16,6 +16,7 @@ from packager.passes.graph import strip_texts
 from packager.passes.quantizer import constant_weights
 from packager.search.answers import Answers, Kept, finished, rows_of
 from packager.search.fit import is_attention
+from packager.search.forms import ORIGINAL, PLAIN
 from packager.search.large import LargeMaker
 from packager.search.maker import Made, Maker, NotMade
 from packager.search.table import joined
@@ -75,7 +76,7 @@ class Judge:
         known = self._journal.find(form)
         if known is not None:
             if known.path is not None:
-                self._setting.reporter.note(f"{form.name}: judged before the interruption")
+                self._setting.reporter.note(f"{form.name}: judged in an earlier run")
             self.evaluations += known.parity is not None
             return known
         candidate = self._judged(form, forced=forced)
@@ -130,7 +131,7 @@ class Judge:
             scheme=self._scheme(form),
             reason="; ".join([*said, *made.notes]),
         )
-        if form.precision == "fp32" and form.name == "fp32":
+        if form.name == PLAIN and form.shape != ORIGINAL:
             return self._judge_plain(candidate, made)
         return self._held_to_gain(self._held_to_budget(candidate))
 
@@ -178,7 +179,7 @@ class Judge:
         judged = self._held_to_budget(kept)
         # Whatever limits say, the original is as near to itself as it can be.
         verdict = "failed" if judged.verdict == "failed" else "passed"
-        return dataclasses.replace(judged, verdict=verdict, reason=reason)
+        return dataclasses.replace(judged, verdict=verdict, reason=reason, as_it_came=True)
 
     def _held_to_budget(self, made: Candidate) -> Candidate:
         if made.path is None:

@@ -15,7 +15,7 @@ from packager.passes.quantizer import name_nodes
 from packager.passes.raise_opset import RaiseOpset
 from packager.passes.revert_layers import revert_layers
 from packager.passes.round_weights import RoundWeights
-from packager.search.forms import CLEANED, SHAPES
+from packager.search.forms import CLEANED, ORIGINAL, SHAPES
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -124,10 +124,12 @@ class Maker:
     def _shaped(self, shape: str, source: str) -> Made | NotMade:
         import onnx
 
-        if shape == CLEANED:
+        if shape in {CLEANED, ORIGINAL}:
             setting = self._setting
             model = onnx.load(setting.data.sources[source] if source else setting.model.path)
             strip_texts(model)
+            if shape == ORIGINAL:
+                return Made(model=model, reference=model)
             model, reports = apply((CleanUp(),), model, self._context)
             return Made(model=model, reference=model, notes=_notes(reports))
         base = self.graph(CLEANED, source)

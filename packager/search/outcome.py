@@ -35,9 +35,13 @@ class Outcome:
         return next(c for c in self.candidates if c.verdict == "chosen")
 
     def to_wire(self) -> dict[str, Any]:
-        """Return what `from_wire` reads; files are named relative to the search's folder."""
+        """Return what `from_wire` reads: only the chosen file is named, relative to its folder."""
+        candidates = [
+            c if c.verdict == "chosen" else dataclasses.replace(c, path=None)
+            for c in self.candidates
+        ]
         return {
-            "candidates": [candidate_wire(c) for c in self.candidates],
+            "candidates": [candidate_wire(c) for c in candidates],
             "lock": dict(self.lock),
             "record": dict(self.record),
         }

@@ -23,7 +23,7 @@ def as_table(candidates: Sequence[Candidate]) -> list[str]:
         agreement = c.parity.top1_agreement if c.parity else None
         rows.append([
             c.name + " *" * c.on_front,
-            human_size(c.size_bytes) if c.path else "-",
+            human_size(c.size_bytes) if c.size_bytes else "-",
             *([f"{c.score.value:.4f}" if c.score else "-"] if metric else []),
             f"{c.parity.cosine:.4f}" if c.parity else "-",
             *([f"{agreement:.1%}" if agreement is not None else "-"] if agreeing else []),

@@ -29,6 +29,7 @@ def measured_record(
     *,
     ranking: Sequence[LayerSensitivity],
     took_s: float,
+    complete: bool,
 ) -> dict[str, Any]:
     """Return the record's table about a search, as `docs/architecture.md` has it."""
     compression, drop = setting.compression, setting.max_drop
@@ -49,6 +50,7 @@ def measured_record(
         "evaluations": judge.evaluations,
         "probes": len(ranking),
         "took_s": round(took_s, 3),
+        "complete": complete,
         "sensitivity": [
             {
                 "name": layer.name, "op_type": layer.op_type, "weights": layer.weights,

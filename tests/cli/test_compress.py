@@ -239,7 +239,7 @@ def test_a_search_that_was_interrupted_leaves_nothing_and_goes_on(
     resumed = here(*search, "-o", "resumed", "--json", cache=edgepack.cache)
     found = _only(resumed)
     for name in ("fp32", "int8-dynamic"):
-        assert f"{name}: judged before the interruption" in resumed.stderr
+        assert f"{name}: judged in an earlier run" in resumed.stderr
     assert not any((edgepack.cache / "unfinished").iterdir())
 
     whole = _only(here(*search, "-o", "whole", "--json", cache=tmp_path / "cache"))

@@ -11,10 +11,11 @@ import pytest
 from packager.data import Samples
 from packager.errors import BudgetMissed, UsageError
 from packager.recipe import Compression, Drop
-from packager.search.choose import MOST_EVALUATIONS, choose
+from packager.search.choose import choose
 from packager.search.mixed import sets_to_try
 from packager.search.sensitivity import LayerSensitivity
 from packager.search.setting import SearchData
+from packager.search.trying import MOST_EVALUATIONS
 from packager.target import find_target
 
 if TYPE_CHECKING:

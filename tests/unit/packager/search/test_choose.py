@@ -248,7 +248,7 @@ def test_an_interrupted_search_goes_on_where_it_stopped(
     assert {n: digest(c) for n, c in again.items() if c.path} == {
         n: digest(c) for n, c in first.items() if c.path
     }
-    resumed = [text.partition(":")[0] for text in notes.said if "interruption" in text]
+    resumed = [text.partition(":")[0] for text in notes.said if "earlier run" in text]
     assert resumed == ["int8-dynamic", "int8-static"]
 
 
@@ -369,7 +369,7 @@ def test_the_table_shows_every_figure() -> None:
     assert lines[0].split() == [
         "candidate", "size", "cosine", "agreement", "speed-up", "verdict", "reason",
     ]  # fmt: skip
-    assert lines[1].split() == ["fp32", "-", "0.9950", "100.0%", "1.00", "×", "passed"]
+    assert lines[1].split() == ["fp32", "1", "B", "0.9950", "100.0%", "1.00", "×", "passed"]
 
 
 def test_a_machine_is_the_target_only_with_its_features(monkeypatch: pytest.MonkeyPatch) -> None:
