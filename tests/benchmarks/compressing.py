@@ -33,13 +33,13 @@ if TYPE_CHECKING:
 
 TARGETS: Final = ("cpu-x86_64-vnni", "cpu-x86_64")
 ROWS: Final = tuple(CASES)
-_TIME_BUDGET: Final = "3m"
+_TIME_BUDGET: Final = "10m"
 _TIMED_S: Final = 4.0
 _LEAST_PAIRS: Final = 30
 _LIMIT_S: Final = 1800.0
 _EMULATED_CPU: Final = "Haswell"
 # CPU time after which no further sample is begun: emulated arithmetic is a hundred times slower.
-_EMULATED_S: Final = 30.0
+_EMULATED_S: Final = 45.0
 _NAN: Final = float("nan")
 
 
@@ -51,6 +51,7 @@ class Made:
         title: Who made it.
         path: The ONNX file; None where it could not be made.
         told: What is known about how it was made, or why it was not.
+        reason: Of the choice, where there is more to say than fits into the table.
         emulate: Its quality under the emulator is of interest.
         must_reach: The case's goals are for it.
     """
@@ -58,6 +59,7 @@ class Made:
     title: str
     path: Path | None
     told: str = ""
+    reason: str = ""
     emulate: bool = False
     must_reach: bool = False
 
@@ -115,7 +117,8 @@ def measure(case: Case) -> None:
                 ]  # fmt: skip
         emulated = emulate(case, [file for file in made if file.emulate], reference, folder)
     print(case.title)
-    for line in [*table(lines), *emulated]:
+    reasons = [f"{file.title}: {file.reason}" for file in made if file.reason]
+    for line in [*table(lines), *reasons, *emulated]:
         print(f"  {line}")
     if case.goals:
         print(f"  missed: {'; '.join(missed) or 'nothing'}")
@@ -124,10 +127,13 @@ def measure(case: Case) -> None:
 
 def compress(case: Case, original: Path, target: str, folder: Path) -> Made:
     """Run the command line for a target, with a cache of its own."""
+    recipe = folder / "limits.toml"
+    recipe.write_text(case.limits, encoding="utf-8")
     return _run(
         f"edgepack {target}",
         [
-            str(original), "-t", target, "-c", str(folder / "calibration"),
+            str(original), "-t", target, *(("-r", str(recipe)) if case.limits else ()),
+            "-c", str(folder / "calibration"),
             "--eval", str(folder / "search"), *case.budget,
         ],
         folder / target,
@@ -264,9 +270,11 @@ def _run(title: str, arguments: Sequence[str], folder: Path, *, must_reach: bool
             f"; {trained['parameters_before']} → {trained['parameters_after']} parameters, "
             f"trained {trained['trained_s']:.0f} s"
         )
+    (reason,) = (c["reason"] for c in search["candidates"] if c["verdict"] == "chosen")
     return Made(
-        title=title, path=Path(item["path"]), told=told, emulate=True, must_reach=must_reach
-    )
+        title=title, path=Path(item["path"]), told=told, reason=reason, emulate=True,
+        must_reach=must_reach,
+    )  # fmt: skip
 
 
 def _write(folder: Path, samples: Sequence[Sample], labels: Sequence[Any]) -> None:
