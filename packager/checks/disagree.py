@@ -75,6 +75,8 @@ def most_different(
 
 def _worst_row(want: Outputs, have: Outputs) -> tuple[int, bool, float]:
     """Return the row that differs most, whether its best class changed, and by how much."""
+    import numpy as np
+
     if want.keys() >= _BOXES:
         # Boxes of a photo are a list of any length, not rows.
         same = all(name in have and have[name].shape == want[name].shape for name in want)
@@ -90,7 +92,8 @@ def _worst_row(want: Outputs, have: Outputs) -> tuple[int, bool, float]:
             other = have.get(name)
             if other is None or other.shape != array.shape:
                 return row, True, 2.0
-            parts = (x[row] if count > 1 or x.ndim > 1 else x for x in (array, other))
+            # A row of a rank-1 array of strings is no array by itself.
+            parts = (np.asarray(x[row] if count > 1 or x.ndim > 1 else x) for x in (array, other))
             one_changed, one_distance = _compare(*parts, beside=ranked_classes(want, name))
             changed, distance = changed or one_changed, max(distance, one_distance)
         worst = max(worst, (changed, distance, -row))

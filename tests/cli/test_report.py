@@ -48,7 +48,7 @@ def test_a_build_is_told_on_one_page(edgepack_session: Any, bundle: Path) -> Non
     assert told["report"] == str(page)
     assert told["size_bytes"] == page.stat().st_size
     # What a build of one float form does not measure.
-    assert set(told["unknown"]) <= {"sensitivity", "kept", "sizes", "latency"}
+    assert set(told["unknown"]) <= {"sensitivity", "kept", "sizes", "latency", "coverage"}
     content = page.read_text(encoding="utf-8")
     for expected in ("small 1.0.0", "fp32", "top1", "--metric top1", told["bundle"], "product"):
         assert expected in content.replace('<bdi class="name">', "").replace("</bdi>", ""), expected

@@ -100,3 +100,12 @@ def test_an_output_that_is_missing_or_of_another_shape_is_the_worst() -> None:
     assert [(f["changed"], f["distance"]) for f in found] == [(True, 2.0)] * 2
     with pytest.raises(ValueError, match="shorter"):
         most_different(want, want[:1], ["a", "b"])
+
+
+def test_rows_of_strings_are_told_apart() -> None:
+    original = {"label": np.array(["ham", "spam"], object), "p": np.ones((2, 2), np.float32)}
+    artifact = {"label": np.array(["ham", "ham"], object), "p": np.ones((2, 2), np.float32)}
+    (found,) = most_different([original], [artifact], ["mail"])
+    assert found["row"] == 1
+    assert found["changed"]
+    assert most_different([original], [original], ["mail"]) == []

@@ -39,10 +39,12 @@ def run(tmp_path: Path, notes: Any) -> Callable[..., dict[str, Candidate]]:
     ) -> dict[str, Candidate]:  # fmt: skip
         workdir = tmp_path / folder
         workdir.mkdir(exist_ok=True)
-        found = choose(
+        outcome = choose(
             model, find_target(target), SearchData(calibration=samples), Compression(**compression),
             locked=locked, threads=1, workdir=workdir, reporter=notes,
-        ).candidates  # fmt: skip
+        )  # fmt: skip
+        call.lock = outcome.lock
+        found = outcome.candidates
         assert [c.verdict for c in found].count("chosen") == 1
         return {c.name: c for c in found}
 
@@ -68,7 +70,7 @@ def digest(candidate: Candidate) -> str:
 def test_for_another_machine_the_targets_order_decides_unmeasured(
     run: Callable, make_cnn: Callable, make_samples: Callable
 ) -> None:
-    model = make_cnn(layers=10, channels=64)
+    model = make_cnn(layers=6, channels=48)
     found = run(model, make_samples(model, 30))
     told = verdicts(found)
     assert told["fp32"] == "passed"
@@ -197,11 +199,10 @@ def test_int8_without_data_takes_the_dynamic_form(run: Callable, make_mlp: Calla
 def test_a_lock_repeats_the_choice_and_its_bytes(
     run: Callable, make_cnn: Callable, make_samples: Callable
 ) -> None:
-    model = make_cnn(layers=10, channels=64)
+    model = make_cnn(layers=6, channels=48)
     first = run(model, make_samples(model, 30))
     best = next(c for c in first.values() if c.verdict == "chosen")
-    lock = {"precision": "int8-static", "form": "int8-static", "shape": "cleaned",
-            "float_layers": []}  # fmt: skip
+    lock = run.lock
     again = run(model, make_samples(model, 30), locked=lock, folder="again", target=HERE)
     assert list(again) == [best.name]
     assert again[best.name].latency is None
@@ -212,7 +213,7 @@ def test_a_lock_repeats_the_choice_and_its_bytes(
 def test_a_lock_repeats_the_layers_that_stay_float(
     run: Callable, make_cnn: Callable, make_samples: Callable
 ) -> None:
-    model = make_cnn(layers=10, channels=64)
+    model = make_cnn(layers=6, channels=48)
     plain = next(f for f in table(Compression()) if f.name == "int8-static")
     plain = dataclasses.replace(plain, shapes=("cleaned",))
     cleaned = run(model, make_samples(model, 30), precision="fp32")["fp32"].path
