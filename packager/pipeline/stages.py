@@ -104,9 +104,11 @@ def load_evaluation(recipe: Recipe, model: Model, *, reporter: Reporter) -> Samp
 
     if recipe.evaluation is None:
         return None
-    metric = find_metric(recipe.compress.metric or "top1")
+    # Without a metric, labels are read where they are and nobody has to give any.
+    word = recipe.compress.metric
+    labelled = bool(word) and find_metric(word).needs_labels
     samples = load_samples(
-        recipe.evaluation, model.signature, recipe, labelled=metric.needs_labels, seed=recipe.seed
+        recipe.evaluation, model.signature, recipe, labelled=labelled, seed=recipe.seed
     )
     _tell("evaluation", samples, reporter)
     return samples

@@ -23,7 +23,8 @@ def main(inputs: str, outputs: str, limit_s: float, models: list[str]) -> None:
             index, _, name = key.partition("/")
             samples.setdefault(int(index), {})[name] = file[key]
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.intra_op_num_threads, options.inter_op_num_threads = 2, 1
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 3
     sessions = [
         onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])

@@ -333,3 +333,17 @@ def test_random_calibration_is_asked_for_by_name_and_said_everywhere(here: Any, 
     assert manifest["model"]["calibration"] is None
     assert _verdicts(none)["int8-static"] == "skipped"
     assert "made-up inputs" in done.stderr
+
+
+def test_data_to_compare_on_needs_labels_only_for_a_metric_that_reads_them(
+    here: Any, search_options: Callable[..., Any], data: Path, tmp_path: Path
+) -> None:
+    with np.load(data / "touchy-eval.npz") as arrays:
+        np.savez(tmp_path / "unlabelled.npz", x=arrays["x"])
+    asked = ("compress", *search_options("touchy"), "--eval", tmp_path / "unlabelled.npz")
+    search = _search(_only(here(*asked, "-o", "out", "--json")))
+    assert search["metric"] == ""
+    assert search["data"]["comparison"]["samples"] == 50
+    refused = here(*asked, "--metric", "top1", "--max-drop", "5%", "-o", "none")
+    assert refused.returncode == 2
+    assert "no labels" in refused.stderr
