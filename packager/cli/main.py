@@ -9,8 +9,9 @@ import sys
 import tempfile
 import time
 import traceback
+from contextlib import contextmanager
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import click
 
@@ -18,8 +19,14 @@ import packager
 from packager.console import Console
 from packager.errors import EdgepackError
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from types import FrameType
+
 _BUG = 70
 _INTERRUPTED = 130
+# How long an import that was in the way of an interruption has before the next try.
+_RETRY_S = 0.02
 _COMMANDS = (
     "demo", "inspect", "targets", "compress", "build", "report", "predict", "run", "bench",
     "verify", "doctor",
@@ -53,10 +60,10 @@ def command() -> None:
 
 def main() -> NoReturn:
     """Run the command line and exit with the code of the error's class."""
-    signal.signal(signal.SIGTERM, _terminate)
     console = Console()
     try:
-        command.main(prog_name="edgepack", standalone_mode=False)
+        with _interruptible():
+            command.main(prog_name="edgepack", standalone_mode=False)
     except EdgepackError as fault:
         console.error(fault.message, accepted=fault.accepted, hint=fault.hint)
         code = fault.exit_code
@@ -98,9 +105,56 @@ def main() -> NoReturn:
     sys.exit(code)
 
 
-def _terminate(signum: int, frame: object) -> NoReturn:
-    del signum, frame
-    raise KeyboardInterrupt
+class _Interruption(KeyboardInterrupt):
+    """SIGINT or SIGTERM.
+
+    A subclass because CPython kills a process with SIGINT, whatever exit status was asked for,
+    once a plain KeyboardInterrupt has passed through `exec` (dataclasses and namedtuples use it).
+    """
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Make one interruption of SIGINT and SIGTERM, whatever it turns into on its way out.
+
+    A child in the same foreground group that died of the signal looks like a failed build: after
+    a signal, every failure is the interruption. A native module interrupted while it loads may
+    end the process with SIGSEGV (seen with ONNX Runtime's), so imports are let through first.
+    """
+    signalled = False
+
+    def stop(signum: int, frame: FrameType | None) -> None:
+        nonlocal signalled
+        again = signalled and signum != signal.SIGALRM
+        signalled = True
+        if _imports(frame) and not again:
+            signal.setitimer(signal.ITIMER_REAL, _RETRY_S)
+            return
+        raise _Interruption
+
+    try:
+        signal.signal(signal.SIGALRM, stop)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            # A shell without job control starts background jobs with SIGINT ignored: that stays.
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, stop)
+        yield
+    except Exception:
+        if signalled:
+            raise _Interruption from None
+        raise
+    finally:
+        # What is left is to say how it ended, and no second signal cuts that short.
+        for number in (signal.SIGALRM, signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
+
+
+def _imports(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _lower(message: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import filecmp
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -156,22 +157,35 @@ def test_a_lock_for_another_model_is_refused(
     assert not (tmp_path / "d").exists()
 
 
-@pytest.mark.parametrize("delay_s", [0.5, 1.5, 3.0])
+@pytest.mark.parametrize("delay_s", [0.0, 0.2, 0.4, 0.6, 1.0, 1.5, 3.0])
 def test_an_interrupted_build_leaves_no_partial_output(
     edgepack: Any, tmp_path: Path, delay_s: float
 ) -> None:
     model = _write_model(tmp_path)
     process = edgepack.start("build", model, "-t", "cpu-x86_64", "-o", tmp_path / "dist")
+    _await_handler(process.pid)
     time.sleep(delay_s)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=30)
     if process.returncode == 0:
         pytest.skip("the build was quicker than the interruption")
-    assert process.returncode == 130
+    assert process.returncode == 130, errors
     assert "Traceback" not in errors
     assert not (tmp_path / "dist").exists() or list((tmp_path / "dist").iterdir()) == []
     work = edgepack.cache / "work"
     assert not work.exists() or list(work.iterdir()) == []
+
+
+def _await_handler(pid: int) -> None:
+    """Wait until the process catches SIGTERM: from then on an interruption is ours to answer."""
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        status = Path(f"/proc/{pid}/status").read_text(encoding="ascii")
+        caught = int(re.findall(r"SigCgt:\s*(\w+)", status)[0], 16)
+        if caught >> (signal.SIGTERM - 1) & 1:
+            return
+        time.sleep(0.005)
+    pytest.fail("the command set no handler in 30 s")
 
 
 def test_a_port_in_use_is_refused(scaled: dict[str, Any], edgepack: Any) -> None:
