@@ -9,7 +9,7 @@ from packager.artifact import Latency
 from packager.model import data_file
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -19,6 +19,7 @@ _WARM_UP_RUNS: Final = 3
 _MEASUREMENT_S: Final = 0.002
 _RESAMPLES: Final = 1000
 _LEAST_PAIRS: Final = 3
+_MOST_ROUNDS: Final = 200
 
 
 def alternate(
@@ -79,6 +80,62 @@ def alternate(
         confidence=confidence,
         threads=threads,
         runs=len(seconds[0]),
+    )
+
+
+def race(
+    original: Path,
+    candidates: Sequence[Path],
+    feeds: Mapping[str, NDArray[Any]],
+    threads: int,
+    *,
+    seconds: float = 8.0,
+) -> tuple[Latency, ...]:
+    """Time several candidates against the original and each other, one round after the other.
+
+    `alternate` ends as soon as the sign of a gain is sure, when its size is still uncertain. Here
+    all sessions live together and every round runs each of them once, in a turning order, so that
+    what disturbs the machine disturbs them alike: their order among each other is what counts.
+
+    Args:
+        original: ONNX file.
+        candidates: ONNX files with the same inputs.
+        feeds: One input, usually with the batch at 1.
+        threads: Intra-op threads of all; 0 for one per core.
+        seconds: How long to go on, to 200 rounds; three are run at least.
+
+    Returns:
+        One figure per candidate, in order.
+    """
+    import numpy as np
+
+    runs = [_runner(path, feeds, threads) for path in (original, *candidates)]
+    for run in runs:
+        for _ in range(_WARM_UP_RUNS):
+            run()
+    repeats = [_repeats(run) for run in runs]
+    rounds: list[list[float]] = []
+    began = time.perf_counter()
+    while len(rounds) < _MOST_ROUNDS and (
+        len(rounds) < _LEAST_PAIRS or time.perf_counter() - began < seconds
+    ):
+        times = [0.0] * len(runs)
+        first = len(rounds) % len(runs)
+        for side in (*range(first, len(runs)), *range(first)):
+            times[side] = _measure(runs[side], repeats[side])
+        rounds.append(times)
+    table = np.asarray(rounds)
+    return tuple(
+        Latency(
+            p50_ms=float(np.median(table[:, side])) * 1e3,
+            p90_ms=float(np.quantile(table[:, side], 0.9)) * 1e3,
+            original_p50_ms=float(np.median(table[:, 0])) * 1e3,
+            speedup=float(np.median(table[:, 0] / table[:, side])),
+            confidence=bootstrap_confidence(table[:, 0] / table[:, side]),
+            threads=threads,
+            runs=len(rounds),
+        )
+        for side in range(1, len(runs))
     )
 
 

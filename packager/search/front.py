@@ -16,6 +16,11 @@ if TYPE_CHECKING:
 
 # Figures this near are equal: a noisy machine measures such gaps between equal files.
 _SAME_SPEED: Final = 0.9
+# The same between files that were timed side by side for seconds.
+_SAME_IN_RACE: Final = 0.97
+# What a short timing may have misjudged: these are worth a race.
+_RIVALS: Final = 0.75
+_MOST_RIVALS: Final = 4
 _SAME_SIZE: Final = 1.02
 
 
@@ -50,69 +55,83 @@ def with_front(candidates: Sequence[Candidate]) -> tuple[Candidate, ...]:
     return tuple(dataclasses.replace(c, on_front=c.name in on_front) for c in candidates)
 
 
-def pick(
-    asked: str,
-    found: Sequence[Candidate],
-    forms: Mapping[str, Form],
-    target: Target,
-    *,
-    objective: str,
-    original_bytes: int,
-) -> Candidate | None:
-    """Return the best candidate of the precision asked for, or None where none keeps the budget.
+def allowed(asked: str, found: Sequence[Candidate], forms: Mapping[str, Form]) -> list[Candidate]:
+    """Return the candidates of the precision asked for that may be chosen.
 
     Args:
         asked: The recipe's precision. One asked for by name may gain nothing: that is said, not
             refused.
         found: Every candidate with its verdict.
         forms: By candidate name.
-        target: Its order of precisions decides where nothing was timed.
-        objective: `latency`, `size` or `balanced`.
-        original_bytes: Size of the original.
     """
     passed = [c for c in found if c.verdict == "passed"]
     if asked == PLAIN:
-        passed = [c for c in passed if forms[c.name].precision == PLAIN]
-    elif asked != "auto":
+        return [c for c in passed if forms[c.name].precision == PLAIN]
+    if asked != "auto":
         compressed = [c for c in found if forms[c.name].precision != PLAIN]
-        passed = [c for c in compressed if c.verdict == "passed"] or [
+        return [c for c in compressed if c.verdict == "passed"] or [
             c for c in compressed if c.verdict in ("slower", "larger")
         ]
-    return best_of(passed, forms, target, objective=objective, original_bytes=original_bytes)
+    return passed
 
 
-def best_of(
-    passed: Sequence[Candidate],
+def rivals(
+    candidates: Sequence[Candidate], objective: str, original_bytes: int
+) -> tuple[Candidate, ...]:
+    """Return those so near to the best that a short timing cannot tell which of them it is.
+
+    Args:
+        candidates: Those that may be chosen.
+        objective: `latency`, `size` or `balanced`; by size nothing needs timing.
+        original_bytes: Size of the original.
+
+    Returns:
+        The best first, at most four; none where there is nothing to decide.
+    """
+    timed = [c for c in candidates if c.latency is not None]
+    if objective == "size" or len(timed) < 2:
+        return ()
+    cost = {c.name: _cost(c, objective, original_bytes) for c in timed}
+    near = [c for c in timed if cost[c.name] * _RIVALS <= min(cost.values())]
+    near = sorted(near, key=lambda c: cost[c.name])[:_MOST_RIVALS]
+    return tuple(near) if len(near) > 1 else ()
+
+
+def pick(
+    candidates: Sequence[Candidate],
     forms: Mapping[str, Form],
     target: Target,
     *,
     objective: str,
     original_bytes: int,
+    raced: bool = False,
 ) -> Candidate | None:
     """Return the candidate that is best at the objective; among equals the nearest to the original.
 
     Args:
-        passed: Candidates inside the budget.
+        candidates: Those that may be chosen.
         forms: By candidate name.
         target: Its order of precisions decides where nothing was timed.
         objective: `latency`, `size` or `balanced` (the product of relative size and time).
         original_bytes: Size of the original.
+        raced: They were timed side by side.
     """
-    if not passed:
+    if not candidates:
         return None
     if objective == "size":
-        least = min(c.size_bytes for c in passed)
-        return _nearest([c for c in passed if c.size_bytes <= least * _SAME_SIZE])
-    if all(c.latency is None for c in passed):
-        return _by_precision(passed, forms, target)
-    timed = [c for c in passed if c.latency is not None]
+        least = min(c.size_bytes for c in candidates)
+        return _nearest([c for c in candidates if c.size_bytes <= least * _SAME_SIZE])
+    timed = [c for c in candidates if c.latency is not None]
+    if not timed:
+        return _by_precision(candidates, forms, target)
+    cost = {c.name: _cost(c, objective, original_bytes) for c in timed}
+    same = _SAME_IN_RACE if raced else _SAME_SPEED
+    return _nearest([c for c in timed if cost[c.name] * same <= min(cost.values())])
 
-    def cost(candidate: Candidate) -> float:
-        time = relative_time(candidate)
-        return time if objective == "latency" else time * candidate.size_bytes / original_bytes
 
-    least_cost = min(cost(c) for c in timed)
-    return _nearest([c for c in timed if cost(c) * _SAME_SPEED <= least_cost])
+def _cost(candidate: Candidate, objective: str, original_bytes: int) -> float:
+    time = relative_time(candidate)
+    return time if objective == "latency" else time * candidate.size_bytes / original_bytes
 
 
 def _nearest(candidates: Sequence[Candidate]) -> Candidate:

@@ -7,7 +7,7 @@ import math
 from typing import TYPE_CHECKING, Any, Final
 
 from packager.artifact import Candidate, Latency, Parity, Score
-from packager.checks.latency import alternate
+from packager.checks.latency import alternate, race
 from packager.checks.parity import compare, contradiction
 from packager.console import human_size
 from packager.errors import UsageError
@@ -22,6 +22,8 @@ from packager.search.maker import Made, Maker, NotMade
 from packager.search.table import joined
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
 
     from packager.checks.metrics import Measured
@@ -41,6 +43,8 @@ LEAST_WEIGHTS: Final = 50_000
 _TIMED_S: Final = 6.0
 # For one that is out of the budget, or the original under another name: only the plot needs it.
 _GLANCE_S: Final = 1.0
+# For those among which the fastest is sought.
+_RACE_S: Final = 8.0
 
 
 class Judge:
@@ -323,8 +327,13 @@ class Judge:
             return dataclasses.replace(judged, reason=reason)
         latency = self._time(judged, max_seconds=_TIMED_S if passed else _GLANCE_S)
         judged = dataclasses.replace(judged, latency=latency)
-        if judged.verdict != "passed" or objective == "size":
+        return self._with_gain(judged)
+
+    def _with_gain(self, judged: Candidate) -> Candidate:
+        latency, objective = judged.latency, self._setting.compression.objective
+        if latency is None or judged.verdict != "passed" or objective == "size":
             return judged
+        original_bytes = self._setting.model.size_bytes
         gain, confidence = latency.speedup, latency.confidence
         if objective == "balanced":
             # Slower is allowed where size makes up for it; only a sure loss on the whole is none.
@@ -337,6 +346,16 @@ class Judge:
             )
             return dataclasses.replace(judged, verdict="slower", reason=reason)
         return judged
+
+    def race(self, rivals: Sequence[Candidate]) -> tuple[Candidate, ...]:
+        """Return candidates timed side by side, each with the verdict that follows from it."""
+        feeds, setting = self.feeds(), self._setting
+        paths = [c.path for c in rivals if c.path is not None]
+        found = race(setting.model.path, paths, feeds, setting.threads, seconds=_RACE_S)
+        return tuple(
+            self._with_gain(dataclasses.replace(c, latency=latency))
+            for c, latency in zip(rivals, found, strict=True)
+        )
 
     def _time(self, made: Candidate, *, max_seconds: float) -> Latency:
         if made.path is None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from packager.checks.latency import alternate, bootstrap_confidence, open_session
+from packager.checks.latency import alternate, bootstrap_confidence, open_session, race
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,6 +30,18 @@ def test_equal_models_end_when_the_time_is_up(make_mlp: Callable) -> None:
     latency = alternate(path, path, {"x": np.zeros((1, 32), np.float32)}, 1, max_seconds=0.3)
     assert latency.threads == 1
     assert latency.runs >= 3
+
+
+def test_a_race_tells_the_faster_of_two_and_both_from_the_original(make_mlp: Callable) -> None:
+    paths = {}
+    for width in (1024, 256, 8):
+        path = make_mlp(width=width).path
+        paths[width] = path.rename(path.with_name(f"{width}.onnx"))
+    feeds = {"x": np.zeros((1, 32), np.float32)}
+    middle, small = race(paths[1024], [paths[256], paths[8]], feeds, 1, seconds=0.5)
+    assert 1.0 < middle.speedup < small.speedup
+    assert middle.runs == small.runs >= 3
+    assert middle.original_p50_ms == small.original_p50_ms
 
 
 def test_confidence_follows_the_measured_ratios() -> None:

@@ -18,7 +18,7 @@ from packager.recipe import Compression
 from packager.search.choose import choose
 from packager.search.fit import is_attention, is_this_machine
 from packager.search.forms import PLAIN, Form, table
-from packager.search.front import pick, with_front
+from packager.search.front import allowed, pick, rivals, with_front
 from packager.search.setting import SearchData
 from packager.search.table import as_table
 from packager.target import find_target
@@ -361,7 +361,8 @@ def test_the_fastest_wins_and_among_equals_the_nearest(
         c.name: Form(name=c.name, precision="fp32" if c.name == PLAIN else "int8-static")
         for c in candidates
     }
-    found = pick(asked, candidates, known, find_target(HERE), objective="latency", original_bytes=9)
+    may = allowed(asked, candidates, known)
+    found = pick(may, known, find_target(HERE), objective="latency", original_bytes=9)
     assert (found.name if found else None) == best
 
 
@@ -414,11 +415,26 @@ def test_each_objective_has_its_own_best(objective: str, best: str) -> None:
         dataclasses.replace(made("even", "passed", 1.7), size_bytes=30),
     ]
     known = {c.name: Form(name=c.name, precision="int8-static") for c in candidates}
-    found = pick(
-        "auto", candidates, known, find_target(HERE), objective=objective, original_bytes=100
-    )
+    found = pick(candidates, known, find_target(HERE), objective=objective, original_bytes=100)
     assert found is not None
     assert found.name == best
+
+
+def test_only_those_near_the_fastest_are_timed_again() -> None:
+    known = [made("a", "passed", 2.0), made("b", "passed", 1.6), made("c", "passed", 1.4),
+             made("untimed", "passed", None)]  # fmt: skip
+    assert [c.name for c in rivals(known, "latency", 1)] == ["a", "b"]
+    assert rivals(known, "size", 1) == ()
+    assert rivals([known[0], known[2]], "latency", 1) == ()
+
+
+def test_side_by_side_a_small_gap_counts() -> None:
+    fast, near = made("fast", "passed", 2.0, 0.99), made("near", "passed", 1.9, 0.999)
+    known = {c.name: Form(name=c.name, precision="int8-static") for c in (fast, near)}
+    for raced, best in ((False, near), (True, fast)):
+        found = pick([fast, near], known, find_target(HERE), objective="latency",
+                     original_bytes=1, raced=raced)  # fmt: skip
+        assert found is best
 
 
 def test_the_front_leaves_out_what_another_beats_in_everything(tmp_path: Path) -> None:
