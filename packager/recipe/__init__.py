@@ -11,6 +11,7 @@ from packager.recipe._nouns import (
     Drop,
     Recipe,
     Server,
+    TensorRTOptions,
     Training,
 )
 from packager.recipe._outputs import BoxOutputs, OutputSteps
@@ -41,6 +42,7 @@ __all__ = [
     "OutputSteps",
     "Recipe",
     "Server",
+    "TensorRTOptions",
     "TextInput",
     "Training",
     "check_name",

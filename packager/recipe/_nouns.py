@@ -116,6 +116,26 @@ class Training:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TensorRTOptions:
+    """How engines are built: `[tensorrt]` in a recipe; only for targets that have TensorRT.
+
+    Attributes:
+        workspace_mib: Memory that one layer may use while it computes; 0 takes a share of the
+            device's.
+        dla_core: The deep learning accelerator to run on, with the GPU for what it cannot; -1 for
+            the GPU alone.
+        version_compatible: The engine outlives an update of TensorRT, at some cost in speed; it
+            then carries code of its own.
+        cuda_graphs: Record the kernels of each shape once and launch them as one.
+    """
+
+    workspace_mib: int = 0
+    dla_core: int = -1
+    version_compatible: bool = False
+    cuda_graphs: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
 class Server:
     """What the generated server does.
 
@@ -172,4 +192,5 @@ class Recipe:
     compress: Compression = field(default_factory=Compression)
     train: Training = field(default_factory=Training)
     server: Server = field(default_factory=Server)
+    tensorrt: TensorRTOptions = field(default_factory=TensorRTOptions)
     file: Path | None = None

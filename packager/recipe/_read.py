@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Any, Final
 
 from packager.errors import InputOutputError, UsageError
 from packager.recipe._inputs import AudioInput, ColumnsInput, ImageInput, TextInput
-from packager.recipe._nouns import OBJECTIVES, PRECISIONS, Compression, Server, Training
+from packager.recipe._nouns import (
+    OBJECTIVES,
+    PRECISIONS,
+    Compression,
+    Server,
+    TensorRTOptions,
+    Training,
+)
 from packager.recipe._outputs import BoxOutputs, OutputSteps
 from packager.recipe._words import (
     model_word,
@@ -66,7 +73,7 @@ def read_recipe(path: Path) -> dict[str, Any]:
     folder = path.resolve().parent
     known = {"model", "name", "version", "targets", "sequence", "shape", "dim", "calibration",
              "evaluation", "label", "golden", "seed", "input", "text", "output", "boxes",
-             "compress", "train", "server"}  # fmt: skip
+             "compress", "train", "server", "tensorrt"}  # fmt: skip
     _refuse_unknown(table, known, where="", origin=path.name)
     values: dict[str, Any] = {"file": path}
     kinds = {"name": str, "version": str, "sequence": int, "seed": int, "label": str}
@@ -105,7 +112,7 @@ def read_recipe(path: Path) -> dict[str, Any]:
         for name, entry in _typed(table.get("output", {}), dict, "output", path.name).items()
     }
     parts = {"text": TextInput, "boxes": BoxOutputs, "compress": Compression, "train": Training,
-             "server": Server}  # fmt: skip
+             "server": Server, "tensorrt": TensorRTOptions}  # fmt: skip
     for key, cls in parts.items():
         if key in table:
             values[key] = _plain(cls, table[key], f"{key}.", path.name, folder)
@@ -131,6 +138,8 @@ def _plain(cls: type[Any], table: Any, where: str, origin: str, folder: Path) ->
                 accepted=" or ".join(f"`{word}`" for word in choices),
             )
     made = cls(**values)
+    if isinstance(made, TensorRTOptions) and (made.workspace_mib < 0 or made.dla_core < -1):
+        raise UsageError(f"`{origin}`: the numbers of `{where.rstrip('.')}` count from 0")
     if isinstance(made, ImageInput):
         _check_image(made, where, origin)
     for name in ("mean", "std"):

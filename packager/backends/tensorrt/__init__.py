@@ -1,1 +1,1 @@
-"""What a TensorRT target needs of a build: the fitted graph, the engine recipe, engines made ahead."""
+"""What a TensorRT target needs of a build: fitted graph, recipe, engines made ahead."""
