@@ -132,18 +132,22 @@ class Form:
         }
 
 
-def table(compression: Compression, variants: tuple[str, ...] = ()) -> tuple[Form, ...]:
+def table(
+    compression: Compression, variants: tuple[str, ...] = (), *, tensorrt: bool = False
+) -> tuple[Form, ...]:
     """Return the forms that are tried, the plain one first.
 
     Args:
         compression: What the recipe allows.
         variants: Names of models that training made.
+        tensorrt: They are for TensorRT instead of ONNX Runtime.
     """
-    found = _forms(compression)
+    forms = _forms_for_tensorrt if tensorrt else _forms
+    found = forms(compression)
     for variant in variants:
         found += [
             replace(form, name=_of_variant(variant, form.name), source=variant)
-            for form in _forms(compression)
+            for form in forms(compression)
             if form.precision in (PLAIN, "int8-static") and not form.variant
         ]
     return tuple(found)
@@ -250,3 +254,39 @@ def _forms(compression: Compression) -> list[Form]:
         Form(name="int4-weights", precision="int4", passes=(WeightOnly(bits=4),)),
     ]
     return found
+
+
+def _forms_for_tensorrt(compression: Compression) -> list[Form]:
+    """Return what TensorRT parses: standard operators, ranges fixed ahead, explicit Q/DQ.
+
+    It fuses by itself, so the graph's shape is left alone; Q/DQ stand around the layers that have
+    weights, from where it moves them itself.
+    """
+    static = Int8Static(operators=compression.op_types or WEIGHTED, calibration="mse")
+    smooth = (SmoothQuant(), static)
+    return [
+        Form(name=PLAIN, precision=PLAIN),
+        Form(
+            name="int8-static",
+            precision="int8-static",
+            passes=(_RAISED, RoundWeights(quantizer=static)),
+            rank=1,
+        ),
+        Form(
+            name="int8-static-corrected",
+            precision="int8-static",
+            passes=(_RAISED, CorrectBias(quantizer=RoundWeights(quantizer=static))),
+            variant=True,
+            rank=1,
+        ),
+        Form(name=NEAREST, precision="int8-static", passes=(_RAISED, static), variant=True, rank=1),
+        Form(
+            name="int8-static-smooth",
+            precision="int8-static",
+            passes=(_RAISED, *smooth),
+            variant=True,
+            rank=1,
+        ),
+        Form(name="fp16", precision="fp16", passes=(Float16(),)),
+        Form(name="bf16", precision="bf16", passes=(BFloat16(),)),
+    ]

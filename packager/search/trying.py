@@ -107,7 +107,9 @@ class Search:
         setting = self._setting
         if setting.model.large:
             return large_forms(setting.compression, setting.target)
-        return table_of_forms(setting.compression, tuple(setting.data.sources))
+        sources = tuple(setting.data.sources)
+        tensorrt = setting.target.tensorrt is not None
+        return table_of_forms(setting.compression, sources, tensorrt=tensorrt)
 
     def outcome(self, chosen: Candidate, *, began: float) -> Outcome:
         """Return the candidates with the chosen one marked, and the record."""
