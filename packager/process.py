@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 _TAIL_LINES = 20
 _STOP_S = 10.0
 _WATCH_S = 0.2
+_CHUNK_BYTES = 1 << 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +62,7 @@ def run(
     error: type[EdgepackError] = ExternalToolError,
     hint: str | None = None,
     watch: Callable[[], None] | None = None,
+    on_line: Callable[[str], None] | None = None,
 ) -> Completed:
     """Run a command to its end.
 
@@ -78,6 +80,7 @@ def run(
         error: The class to raise.
         hint: What the error suggests.
         watch: Called a few times a second while the child runs, and once after.
+        on_line: Given each line of the child's output soon after it is written.
 
     Raises:
         EdgepackError: of class `error`: not found, failed (with `check`), or out of time. The
@@ -101,6 +104,8 @@ def run(
         except OSError as fault:
             raise error(f"`{words[0]}` cannot be started: {fault.strerror}", hint=hint) from fault
         timed_out = False
+        if on_line is not None:
+            watch = _both(watch, _Lines(out.fileno(), on_line).read)
         try:
             _communicate(child, stdin, timeout_s, watch)
         except subprocess.TimeoutExpired:
@@ -174,6 +179,32 @@ def _communicate(
             if time.monotonic() > deadline:
                 raise
         watch()
+
+
+def _both(first: Callable[[], None] | None, second: Callable[[], None]) -> Callable[[], None]:
+    def call() -> None:
+        if first is not None:
+            first()
+        second()
+
+    return call
+
+
+class _Lines:
+    """Reads a growing file, line by line, without moving the position that its writer shares."""
+
+    def __init__(self, descriptor: int, on_line: Callable[[str], None]) -> None:
+        self._descriptor = descriptor
+        self._on_line = on_line
+        self._position = 0
+        self._rest = b""
+
+    def read(self) -> None:
+        while chunk := os.pread(self._descriptor, _CHUNK_BYTES, self._position):
+            self._position += len(chunk)
+            *lines, self._rest = (self._rest + chunk).split(b"\n")
+            for line in lines:
+                self._on_line(line.decode("utf-8", "replace"))
 
 
 def describe(done: Completed) -> str:

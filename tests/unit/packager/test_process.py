@@ -101,3 +101,25 @@ def test_a_watched_child_is_ended_at_its_limit() -> None:
             watch=lambda: calls.append(1),
         )
     assert calls
+
+
+def test_lines_arrive_while_the_child_runs_and_none_is_lost(tmp_path: Path) -> None:
+    answer = tmp_path / "answer"
+    code = (
+        "import pathlib, sys, time\n"
+        "print('first', flush=True)\n"
+        "while not pathlib.Path(sys.argv[1]).exists(): time.sleep(0.01)\n"
+        "sys.stdout.write('sec'); sys.stdout.flush()\n"
+        "print('ond')\n"
+        "for n in range(9000): print(n)\n"
+    )
+    lines: list[str] = []
+
+    def hear(line: str) -> None:
+        lines.append(line)
+        answer.touch()  # the child goes on only when its first line was heard
+
+    done = run([sys.executable, "-c", code, answer], timeout_s=60, on_line=hear)
+    assert lines == done.stdout.splitlines()
+    assert lines[:3] == ["first", "second", "0"]
+    assert len(lines) == 9002
