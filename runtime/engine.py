@@ -13,11 +13,26 @@ from .tensor import Tensor
 class Engine(Protocol):
     """What a server needs of an engine; `run` may be called from several threads at once."""
 
-    name: str
-    version: str
-    provider: str
-    precision: str
-    threads: int
+    # properties: an engine that switches says what serves at that moment
+    @property
+    def name(self) -> str:
+        """As in the manifest."""
+
+    @property
+    def version(self) -> str:
+        """What the library itself says."""
+
+    @property
+    def provider(self) -> str:
+        """What really runs the model."""
+
+    @property
+    def precision(self) -> str:
+        """The artifact's, such as `int8-static`."""
+
+    @property
+    def threads(self) -> int:
+        """Intra-op threads."""
 
     def run(
         self, feeds: Mapping[str, Tensor], outputs: Optional[Sequence[str]] = None
@@ -37,22 +52,34 @@ class OnnxRuntimeEngine:
         provider: What really runs the model.
         precision: The artifact's, such as `int8-static`.
         threads: Intra-op threads.
+        interface: The names of its inputs and of its outputs.
+
+    Args:
+        release: Has `.folder` and `.manifest`.
+        threads: As for `open_engine`.
+        artifact: The file to load, None for the manifest's.
     """
 
     name = "onnxruntime"
     provider = "CPUExecutionProvider"
 
-    def __init__(self, release: Any, threads: Optional[int]) -> None:
+    def __init__(
+        self, release: Any, threads: Optional[int], artifact: Optional[str] = None
+    ) -> None:
         engine: Mapping[str, Any] = release.manifest["engine"]
         asked = engine.get("threads", 0) if threads is None else threads
         self.precision = str(engine.get("precision", ""))
         self.threads = asked or available_cores()
         self._session = Session(
             os.path.join(release.folder, engine["library"]),
-            os.path.join(release.folder, engine["artifact"]),
+            os.path.join(release.folder, artifact or engine["artifact"]),
             threads=self.threads,
         )
         self.version = self._session.version
+        self.interface = (
+            tuple(info.name for info in self._session.inputs),
+            tuple(info.name for info in self._session.outputs),
+        )
         # bound here, not wrapped: a server calls it for every request
         self.run = self._session.run
         self.close = self._session.close
@@ -82,6 +109,10 @@ def open_engine(release: Any, threads: Optional[int] = None) -> Engine:
             % (name, ", ".join("`%s`" % known for known in sorted(_ENGINES))),
             hint="install a bundle made for this device",
         )
+    if release.manifest["engine"].get("parts") is not None:
+        from .parts import open_parts
+
+        return open_parts(release, threads)
     return make(release, threads)
 
 

@@ -197,6 +197,7 @@ def _check_references(fields: Dict[str, Any], files: Tuple[FileRecord, ...]) -> 
     listed = {record.path for record in files}
     references = [FIRST, fields["engine"]["library"], fields["engine"]["artifact"]]
     references.extend(fields["model"]["labels"].values())
+    references.extend(_read_parts(fields["engine"]))
     if fields["golden"]["samples"] > len(files):
         raise IntegrityFault("`manifest.json` names more golden samples than it lists files")
     for number in range(fields["golden"]["samples"]):
@@ -206,6 +207,16 @@ def _check_references(fields: Dict[str, Any], files: Tuple[FileRecord, ...]) -> 
     for path in references:
         if not isinstance(path, str) or path not in listed:
             raise IntegrityFault("`manifest.json` names %r, which is not in `files`" % (path,))
+
+
+def _read_parts(engine: Dict[str, Any]) -> List[Any]:
+    """Return the files of a model that was cut into parts; none where it is one file."""
+    parts = engine.get("parts")
+    if parts is None:
+        return []
+    if type(parts) is not dict or parts.get("core") != engine["artifact"]:
+        raise IntegrityFault("`engine.parts` in `manifest.json` does not fit `engine.artifact`")
+    return [parts[key] for key in ("head", "tail") if parts.get(key) is not None]
 
 
 def _is_sha256(value: Any) -> bool:

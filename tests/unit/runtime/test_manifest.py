@@ -105,6 +105,20 @@ def test_a_value_that_cannot_be_is_refused(path: str, value: object) -> None:
         parse_manifest(changed(path, value))
 
 
+def test_the_parts_of_a_model_are_files_of_the_bundle() -> None:
+    core = "model/m.onnx"
+    for parts in (None, {"core": core}, {"head": None, "core": core, "tail": None, "later": 1}):
+        assert parse_manifest(changed("engine.parts", parts)).fields["engine"]["parts"] == parts
+    assert parse_manifest(changed("engine.parts", {"core": core, "head": "lib/e.so"}))
+    for parts in ("x", [], {}, {"core": "lib/e.so"}, {"core": None}):
+        with pytest.raises(IntegrityFault, match=r"`engine\.parts` .* does not fit `engine\.artif"):
+            parse_manifest(changed("engine.parts", parts))
+    for path in ("model/other.onnx", "../../etc/passwd", "/etc/passwd", "", 3, ["model/m.onnx"]):
+        for key in ("head", "tail"):
+            with pytest.raises(IntegrityFault, match="which is not in `files`"):
+                parse_manifest(changed("engine.parts", {"core": core, key: path}))
+
+
 @pytest.mark.parametrize(
     "data",
     [
