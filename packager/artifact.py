@@ -124,6 +124,36 @@ class Candidate:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Parts:
+    """A graph in up to three, for two engines: what only the CPU runs is in front and behind.
+
+    Attributes:
+        head: ONNX file; None where the core takes the inputs as they come.
+        core: The ONNX file that the accelerator's engine is built from.
+        tail: ONNX file; None where the core gives the outputs.
+    """
+
+    head: Path | None
+    core: Path
+    tail: Path | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prebuilt:
+    """An engine that was built before the device got its bundle.
+
+    Attributes:
+        path: The serialized engine.
+        fingerprint: Digest of what it depends on.
+        facts: What that is, by name.
+    """
+
+    path: Path
+    fingerprint: str
+    facts: dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Artifact:
     """The chosen candidate as the engine of a target loads it.
 
@@ -135,6 +165,9 @@ class Artifact:
         opset: Read back from the file.
         candidates: Every candidate with its verdict, the chosen one included.
         facts: Anything else measured, for the record.
+        parts: The same graph for two engines; None where one runs it whole.
+        tensorrt: The engine recipe, `manifest["tensorrt"]` but for its engines; None without.
+        engines: Built ahead, or on a reference device.
     """
 
     path: Path
@@ -146,3 +179,6 @@ class Artifact:
     ir_version: int
     candidates: tuple[Candidate, ...]
     facts: dict[str, Any]
+    parts: Parts | None = None
+    tensorrt: dict[str, Any] | None = None
+    engines: tuple[Prebuilt, ...] = ()

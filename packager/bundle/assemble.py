@@ -20,7 +20,7 @@ from packager.resources import data_dir
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from packager.artifact import Artifact
+    from packager.artifact import Artifact, Prebuilt
     from packager.bundle.golden import Golden
     from packager.bundle.library import FetchedLibrary
     from packager.data import Samples
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from packager.target import Target
 
 _LIBRARY: Final = "lib/libonnxruntime.so"
-_KINDS: Final = ("model", "lib", "runtime", "golden", "licenses", "labels", "server")
+_KINDS: Final = ("model", "lib", "runtime", "golden", "licenses", "labels", "server", "engines")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +77,7 @@ def assemble(
     """
     name, version = check_name(recipe.name), check_version(recipe.version)
     model_path = f"model/model{artifact.path.suffix}"
+    parts = _parts(artifact, model_path)
     readable = make_readable(recipe, artifact.model.signature)
     manifest = {
         "format": FORMAT,
@@ -94,7 +95,9 @@ def assemble(
             "threads": target.threads if recipe.server.threads is None else recipe.server.threads,
             "precision": artifact.precision,
             "scheme": artifact.scheme,
+            **({"parts": {part: path for part, (path, _) in parts.items()}} if parts else {}),
         },
+        **_tensorrt(artifact),
         "model": {
             "source": artifact.model.provenance.source,
             "source_sha256": artifact.model.provenance.source_sha256,
@@ -116,10 +119,14 @@ def assemble(
         },
     }
     entries = [
-        Entry(path=model_path, source=artifact.path, compress=True),
+        *(
+            Entry(path=path, source=source, compress=True)
+            for path, source in parts.values() or [(model_path, artifact.path)]
+        ),
+        *(Entry(path=engine_path(e), source=e.path, compress=True) for e in artifact.engines),
         Entry(path=_LIBRARY, source=library.path, xz_source=library.xz_path),
         *(Entry(path=path, source=data) for path, data in render_server(manifest).items()),
-        *_runtime(),
+        *_runtime(nvidia=artifact.tensorrt is not None),
         *golden.entries,
         *readable.entries,
         *_licenses(target, library),
@@ -146,7 +153,7 @@ def target_fields(target: Target) -> dict[str, Any]:
 
 
 def measure_parts(bundle: Path) -> dict[str, int]:
-    """Return the stored bytes of a bundle by kind; they add up to its size."""
+    """Return the stored bytes of a bundle by kind that it has; they add up to its size."""
     parts = dict.fromkeys((*_KINDS, "archive"), 0)
     with zipfile.ZipFile(bundle) as archive:
         for info in archive.infolist():
@@ -154,13 +161,42 @@ def measure_parts(bundle: Path) -> dict[str, int]:
             key = kind if slash else "server" if kind == "__main__.py" else "archive"
             parts[key] += info.compress_size
     parts["archive"] += bundle.stat().st_size - sum(parts.values())
-    return parts
+    return {kind: size for kind, size in parts.items() if size}
 
 
-def _runtime() -> list[Entry]:
+def engine_path(engine: Prebuilt) -> str:
+    """Return where an engine that was built ahead lies in a bundle."""
+    return f"engines/{engine.fingerprint}.engine"
+
+
+def _parts(artifact: Artifact, core: str) -> dict[str, tuple[str, Path]]:
+    """Return path and source of each part of a graph for two engines; empty for one."""
+    if artifact.parts is None:
+        return {}
+    found = {"core": (core, artifact.parts.core)}
+    for name in ("head", "tail"):
+        source = getattr(artifact.parts, name)
+        if source is not None:
+            found[name] = (f"model/{name}.onnx", source)
+    return found
+
+
+def _tensorrt(artifact: Artifact) -> dict[str, Any]:
+    if artifact.tensorrt is None:
+        return {}
+    engines = [
+        {"path": engine_path(e), "fingerprint": e.fingerprint, "facts": e.facts}
+        for e in artifact.engines
+    ]
+    return {"tensorrt": {**artifact.tensorrt, "engines": engines}}
+
+
+def _runtime(*, nvidia: bool) -> list[Entry]:
+    folder = data_dir("runtime")
+    found = [*folder.glob("*.py"), *(folder.glob("nvidia/*.py") if nvidia else ())]
     return [
-        Entry(path=f"runtime/{path.name}", source=path)
-        for path in sorted(data_dir("runtime").glob("*.py"))
+        Entry(path=f"runtime/{path.relative_to(folder).as_posix()}", source=path)
+        for path in sorted(found)
     ]
 
 

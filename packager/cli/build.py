@@ -29,6 +29,12 @@ _FOLDER = click.Path(path_type=Path)
 @click.option("--golden", type=_FOLDER, help="Real samples to carry for the self-test.")
 @click.option("--lock", "lock_file", type=_FOLDER, help="Repeat the choices of this lock file.")
 @click.option("--wheelhouse", type=_FOLDER, help="Take engine packages from here, not the network.")
+@click.option(
+    "--engine-on", metavar="ssh://USER@HOST", help="Build the TensorRT engine on such a device."
+)
+@click.option(
+    "--vendor-libraries", is_flag=True, help="Carry NVIDIA's TensorRT-RTX along, under its licence."
+)
 @click.option("-o", "--output", type=_FOLDER, default=Path("dist"), show_default=True)
 @click.option("--dry-run", is_flag=True, help="Print the plan and stop.")
 @click.option("-q", "--quiet", is_flag=True, help="Say nothing but errors and the result.")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from packager.console import table
 from packager.errors import InputOutputError, UsageError
+from packager.pipeline.steps import Step, plan_steps
 from packager.recipe import (
     Recipe,
     check_name,
@@ -26,20 +27,11 @@ from packager.recipe import (
 from packager.target import Target, find_target
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
     from packager.recipe import Compression, DataSource
 
 _MODEL_FORMS = "`file.py:factory`, `package.module:factory`, `file.pt2` or `file.onnx`"
-
-
-@dataclass(frozen=True)
-class Step:
-    """One stage with its choice and the reason for it."""
-
-    stage: str
-    choice: str
-    reason: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +43,8 @@ class Plan:
         wheelhouse: A folder that replaces the network as the source of engine packages.
         steps: Per target name, in order.
         command: As it was typed, for the record.
+        engine_on: `ssh://…` of a device like the target's, where its engine is built.
+        vendor_libraries: NVIDIA's libraries are carried along.
     """
 
     recipe: Recipe
@@ -62,6 +56,8 @@ class Plan:
     wheelhouse: Path | None
     steps: Mapping[str, tuple[Step, ...]]
     command: str = ""
+    engine_on: str | None = None
+    vendor_libraries: bool = False
 
     def bundle_path(self, target: Target) -> Path:
         """Return where the bundle of a target will lie."""
@@ -116,6 +112,8 @@ def make_plan(
     golden: Path | None = None,
     lock_file: Path | None = None,
     wheelhouse: Path | None = None,
+    engine_on: str | None = None,
+    vendor_libraries: bool = False,
     command: str = "",
 ) -> Plan:
     """Merge the command line over the recipe and check that it can be.
@@ -180,6 +178,7 @@ def make_plan(
             "static int8 needs calibration data", hint="give a folder with `-c FOLDER`"
         )
     _check_output(output)
+    _check_engines(found, engine_on=engine_on, vendor_libraries=vendor_libraries)
     return Plan(
         recipe=recipe,
         targets=found,
@@ -188,8 +187,10 @@ def make_plan(
         cache_dir=cache_dir,
         lock_file=lock_file,
         wheelhouse=wheelhouse,
-        steps={target.name: tuple(_steps(recipe, target, lock_file)) for target in found},
+        steps={target.name: tuple(plan_steps(recipe, target, lock_file)) for target in found},
         command=command,
+        engine_on=engine_on,
+        vendor_libraries=vendor_libraries,
     )
 
 
@@ -317,6 +318,22 @@ def _check_folder(option: str, folder: Path | None) -> None:
         raise InputOutputError(f"`{folder}` cannot be read: permission denied")
 
 
+def _check_engines(
+    targets: Sequence[Target], *, engine_on: str | None, vendor_libraries: bool
+) -> None:
+    modules = [t.tensorrt.module if t.tensorrt is not None else "" for t in targets]
+    if engine_on is not None and modules != ["tensorrt"]:
+        raise UsageError(
+            "`--engine-on` builds the engine of one target on a device like it",
+            accepted="exactly one `-t`, of a Jetson or a GPU server",
+        )
+    if vendor_libraries and "tensorrt_rtx" not in modules:
+        raise UsageError(
+            "`--vendor-libraries` carries TensorRT-RTX, which none of these targets uses",
+            accepted="an `rtx-…` target",
+        )
+
+
 def _check_output(output: Path) -> None:
     existing = output.absolute()
     while not existing.exists():
@@ -327,74 +344,3 @@ def _check_output(output: Path) -> None:
         raise InputOutputError(
             f"`{existing}` cannot be written", hint="choose another with `-o DIR`"
         )
-
-
-def _steps(recipe: Recipe, target: Target, lock_file: Path | None) -> list[Step]:
-    library, scheme = target.engine.library, target.quantization
-    steps = [_import_step(recipe)]
-    for name, image in recipe.images.items():
-        size = f"`{name}` {image.size[0]} × {image.size[1]}"
-        steps.append(Step("image", size, "the host only decodes; the rest goes into the graph"))
-    steps += _compress_steps(recipe, target, lock_file)
-    kinds = f"{scheme.activation} activations, {scheme.weight} weights"
-    steps.append(Step("scheme", kinds + ", 7 bits" * scheme.reduce_range, scheme.why))
-    package = f"{library.package} {library.version}, sha-256 {library.wheel_sha256[:12]}…"
-    steps.append(Step("engine", f"{target.engine.name} {target.engine.version}", package))
-    for cpu in target.emulators:
-        why = "the answers must be the same on every CPU of this target"
-        steps.append(Step("check", f"self-test under an emulated {cpu}", why))
-    if recipe.golden is None:
-        why = "a device must not carry anybody's data"
-        steps.append(Step("golden", f"synthetic, seed {recipe.seed}", why))
-    else:
-        steps.append(Step("golden", str(recipe.golden), "named by `--golden`"))
-    return steps
-
-
-def _import_step(recipe: Recipe) -> Step:
-    if recipe.model.endswith(".onnx"):
-        return Step("import", "ONNX file", "checked, then run to find the true shapes")
-    kind = "exported program" if recipe.model.endswith(".pt2") else "torch module"
-    return Step(
-        "import",
-        f"{kind}: torch.export, then strict, then the older tracer",
-        "the first whose file computes what the module does at every size",
-    )
-
-
-def _compress_steps(recipe: Recipe, target: Target, lock_file: Path | None) -> list[Step]:
-    if lock_file is not None:
-        return [Step("compress", "as locked", f"`{lock_file}`")]
-    compression = recipe.compress
-    steps = [_budget_step(recipe)]
-    if recipe.train.prune or recipe.train.function is not None:
-        why = f"`[train]`, up to {recipe.train.time_limit_s:g} s each"
-        steps.append(Step("train", "variants of the module", why))
-    if compression.precision != "auto":
-        return [*steps, Step("compress", compression.precision, "asked for")]
-    steps.append(Step("compress", "fp32", "the original, cleaned; always a candidate"))
-    if "int8" in target.precisions:
-        why = "where matrix products of weights dominate"
-        steps.append(Step("compress", "int8-dynamic", why))
-        if recipe.calibration is None:
-            why = "no calibration data: give a folder with `-c FOLDER`"
-            steps.append(Step("compress", "no int8-static", why))
-        else:
-            why = f"calibrated on `{recipe.calibration.word}`"
-            steps.append(Step("compress", "int8-static", why))
-    if compression.objective == "size":
-        steps.append(Step("compress", "fp16, weights in 8 and 4 bits", "size alone counts"))
-    return steps
-
-
-def _budget_step(recipe: Recipe) -> Step:
-    compression, drop = recipe.compress, recipe.compress.max_drop
-    aim = {"latency": "the fastest", "size": "the smallest", "balanced": "the best of both"}
-    choice = f"{aim[compression.objective]} that keeps the budget"
-    if not compression.metric and drop is None and recipe.evaluation is None:
-        why = f"answers as the original's: agreement ≥ 0.99 or cosine ≥ {compression.min_cosine:g}"
-        return Step("budget", choice, why)
-    named = Path(compression.metric).name if compression.metric else "top1 or agreement"
-    most = drop.value if drop is not None else 0.01
-    kind = "of the original's" if drop is not None and drop.relative else "in its own unit"
-    return Step("budget", choice, f"{named} falls by {most:g} {kind} at most")
