@@ -32,7 +32,7 @@ def detect_device() -> Dict[str, Any]:
         "cores": len(os.sched_getaffinity(0)),
         "memory_mib": _memory_mib(),
         "board": _board(),
-        "l4t": _l4t(),
+        "l4t": read_l4t(),
     }
 
 
@@ -42,6 +42,16 @@ def read_cpu_model(path: str = "/proc/cpuinfo") -> Optional[str]:
         key, _, value = line.partition(":")
         if key.strip() == "model name":
             return value.strip()
+    return None
+
+
+def read_l4t(path: str = "/etc/nv_tegra_release") -> Optional[str]:
+    """Return the release of a Jetson's system, as `36.4.3`; None on another machine."""
+    # `# R36 (release), REVISION: 4.3, GCID: …` is L4T 36.4.3.
+    for line in _first_lines(path):
+        words = line.replace(",", " ").split()
+        if len(words) > 4 and words[0] == "#" and words[3] == "REVISION:":
+            return "%s.%s" % (words[1].lstrip("R"), words[4])
     return None
 
 
@@ -123,15 +133,6 @@ def _memory_mib() -> Optional[int]:
 def _board() -> Optional[str]:
     text = "".join(_first_lines("/proc/device-tree/model"))
     return text.replace("\0", "").strip() or None
-
-
-def _l4t() -> Optional[str]:
-    # `# R36 (release), REVISION: 4.3, GCID: …` is L4T 36.4.3.
-    for line in _first_lines("/etc/nv_tegra_release"):
-        words = line.replace(",", " ").split()
-        if len(words) > 4 and words[0] == "#" and words[3] == "REVISION:":
-            return "%s.%s" % (words[1].lstrip("R"), words[4])
-    return None
 
 
 def _first_lines(path: str) -> List[str]:

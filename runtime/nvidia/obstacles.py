@@ -1,0 +1,242 @@
+"""Why this device cannot build or run a bundle's TensorRT engine, each reason with its fix."""
+
+from __future__ import annotations
+
+from typing import Any, List, Mapping, Optional
+
+from .jetson import numbers
+
+# The lowest Linux driver of each CUDA major version: since CUDA 11 every minor version of it
+# runs there (NVIDIA, CUDA Compatibility, "Minor Version Compatibility").
+MINIMUM_DRIVERS = {11: "450.80.02", 12: "525.60.13", 13: "580.65.06"}
+# Has every GPU from Maxwell to Blackwell, and runs CUDA 11 to 13.
+_DRIVER_PACKAGE = "nvidia-driver-580-server"
+# PyPI's aarch64 wheels are built for servers (SBSA); Jetsons became such machines with JetPack 7,
+# and Orin's kernels (compute capability 8.7) came into the wheels with 10.16.
+_FIRST_SBSA_L4T = 38
+_FIRST_WHEEL_WITH_ORIN = (10, 16)
+_NO_GPU = "this machine shows no NVIDIA GPU: in a container, start it with `docker run --gpus all`"
+_NAMES = {"tensorrt": "TensorRT", "tensorrt_rtx": "TensorRT-RTX"}
+
+
+def reasons_against_engine(wanted: Mapping[str, Any], facts: Mapping[str, Any]) -> List[str]:
+    """Return why a bundle's engine cannot be built or run here; empty where it can.
+
+    Each reason is a sentence that ends with a command or a step that mends it.
+
+    Args:
+        wanted: `manifest["tensorrt"]`.
+        facts: From `gpu_facts()`; empty where nothing of NVIDIA was found.
+    """
+    if not facts:
+        return [_NO_GPU]
+    reasons = [
+        _driver(wanted, facts),
+        _gpus(wanted, facts),
+        _jetpack(wanted, facts),
+        _tensorrt(wanted, facts),
+        _cudart(wanted, facts),
+        _dla(wanted, facts),
+    ]
+    return [reason for reason in reasons if reason is not None]
+
+
+def is_jetson(facts: Mapping[str, Any]) -> bool:
+    """Return whether the facts are a Jetson's, whose driver comes with its system."""
+    return bool(facts.get("soc") or facts.get("l4t"))
+
+
+def full_name(wanted: Mapping[str, Any]) -> str:
+    """Return what the bundle needs as `TensorRT 10.3.0.30`."""
+    return "%s %s" % (_NAMES[wanted["module"]], wanted["version"])
+
+
+def _driver(wanted: Mapping[str, Any], facts: Mapping[str, Any]) -> Optional[str]:
+    if is_jetson(facts):
+        return None
+    install = "`sudo apt-get install %s`, then restart" % _DRIVER_PACKAGE
+    if facts["driver"] is None:
+        if facts["gpus"]:  # WSL: the driver is the other system's
+            return None
+        return "the NVIDIA GPU has no driver loaded: %s" % install
+    minimum = MINIMUM_DRIVERS.get(_major(wanted["cuda"]))
+    if minimum is not None and numbers(facts["driver"]) < numbers(minimum):
+        return "driver %s is too old for CUDA %s, which needs %s or later: %s" % (
+            facts["driver"],
+            wanted["cuda"],
+            minimum,
+            install,
+        )
+    return None
+
+
+def _gpus(wanted: Mapping[str, Any], facts: Mapping[str, Any]) -> Optional[str]:
+    capabilities = wanted["compute_capabilities"]
+    found = [(gpu["name"], gpu["compute_capability"]) for gpu in facts["gpus"]]
+    if any(capability in capabilities for _, capability in found):
+        return None
+    if found:
+        return (
+            "the engine is for compute capability %s, and this machine has %s:"
+            " `edgepack build MODEL -t TARGET`, with a target of that GPU"
+            % (" or ".join(capabilities), ", ".join("%s (%s)" % pair for pair in found))
+        )
+    if is_jetson(facts):
+        return (
+            "the GPU does not answer (%s): `sudo usermod -aG video,render $USER` and log in again;"
+            " in a container, start it with `docker run --runtime nvidia`"
+            % (facts["gpu_fault"] or "no reason given")
+        )
+    if facts["driver"] is None:
+        return None  # said already
+    return (
+        "no GPU answers (%s): `nvidia-smi` tells more; in a container, start it with"
+        " `docker run --gpus all`" % (facts["gpu_fault"] or "no reason given")
+    )
+
+
+def _jetpack(wanted: Mapping[str, Any], facts: Mapping[str, Any]) -> Optional[str]:
+    needed, found = wanted.get("l4t") or "", facts["l4t"]
+    if not needed or found is None or numbers(found) >= numbers(needed):
+        return None
+    return (
+        "L4T %s (JetPack %s) is older than the %s that the bundle was built for:"
+        " update the device's JetPack, or `edgepack build MODEL -t MODULE@%s`"
+        % (found, facts["jetpack"] or "unknown", needed, facts["jetpack"] or "JETPACK")
+    )
+
+
+def _tensorrt(wanted: Mapping[str, Any], facts: Mapping[str, Any]) -> Optional[str]:
+    module, name = wanted["module"], full_name(wanted)
+    ours = [found for found in facts["tensorrt"] if found["module"] == module]
+    install = _install(wanted, facts)
+    if not ours:
+        return _elsewhere(wanted, facts) or "%s is not installed for Python %s: %s" % (
+            name,
+            facts["python"],
+            install,
+        )
+    (found,) = ours
+    if is_jetson(facts) and module == "tensorrt" and found["origin"] == "wheel":
+        reason = _wrong_index(found, facts)
+        if reason is not None:
+            return "%s: `python3 -m pip uninstall tensorrt`, then %s" % (reason, install)
+    version = found["version"] or ""
+    if not version:
+        return None  # the import itself will tell
+    if _major(version) != _major(wanted["version"]):
+        return "the bundle is for %s, and Python %s has %s: %s" % (
+            name,
+            facts["python"],
+            version,
+            install,
+        )
+    # Engines of TensorRT-RTX belong to one release; the others are built by what is here, which
+    # may be newer but reads no operators that came after it.
+    exact = module == "tensorrt_rtx" and bool(wanted.get("engines"))
+    here, there = numbers(version), numbers(wanted["version"])
+    if exact and here[: len(there)] != there[: len(here)]:
+        return "the engine runs in %s alone, and Python %s has %s: %s" % (
+            name,
+            facts["python"],
+            version,
+            install,
+        )
+    if here[:2] < there[:2]:
+        return "TensorRT %s is older than the %s that the model was made for: %s" % (
+            version,
+            wanted["version"],
+            install,
+        )
+    return None
+
+
+def _elsewhere(wanted: Mapping[str, Any], facts: Mapping[str, Any]) -> Optional[str]:
+    """Return that only another Python sees TensorRT, where one of the right version does."""
+    for found in facts["tensorrt_elsewhere"] if wanted["module"] == "tensorrt" else ():
+        if _major(found["version"] or "0") != _major(wanted["version"]):
+            continue
+        # Debian's python3/dist-packages belongs to the system's own Python, whichever it is.
+        python = found["python"] if "." in found["python"] else "3"
+        if facts["isolated"] and python in ("3", facts["python"]):
+            return (
+                "this virtual environment does not see the system's TensorRT %s:"
+                " `python3 -m venv --system-site-packages FOLDER` makes one that does,"
+                " or start the bundle with `/usr/bin/python%s`" % (found["version"], python)
+            )
+        return (
+            "TensorRT %s is installed for another Python than this %s:"
+            " start the bundle with `/usr/bin/python%s`"
+            % (found["version"], facts["python"], python)
+        )
+    return None
+
+
+def _wrong_index(found: Mapping[str, Any], facts: Mapping[str, Any]) -> Optional[str]:
+    version = found["version"] or "of an unknown version"
+    l4t = numbers(facts["l4t"] or "")
+    if l4t and l4t[0] < _FIRST_SBSA_L4T:
+        return (
+            "TensorRT %s comes from a package index, whose wheels are for servers and not for"
+            " JetPack %s" % (version, facts["jetpack"] or "before 7")
+        )
+    orin = any(gpu["compute_capability"] == "8.7" for gpu in facts["gpus"])
+    if orin and numbers(version)[:2] < _FIRST_WHEEL_WITH_ORIN:
+        return "TensorRT %s comes from a package index and lacks this GPU's kernels" % version
+    return None
+
+
+def _cudart(wanted: Mapping[str, Any], facts: Mapping[str, Any]) -> Optional[str]:
+    cuda = facts["driver_cuda"]
+    # A runtime runs under the drivers of its own major version and of later ones.
+    majors = [_major(found["version"]) for found in facts["cudart"]]
+    if any(major >= 11 and (cuda is None or major <= _major(cuda)) for major in majors):
+        return None
+    major = _major(wanted["cuda"])
+    if is_jetson(facts):
+        install = "`sudo apt-get install cuda-cudart-%s`" % wanted["cuda"].replace(".", "-")
+    else:
+        # From CUDA 13 on the package's name has no version in it.
+        suffix = "-cu%d" % major if major < 13 else ""
+        install = "`python3 -m pip install 'nvidia-cuda-runtime%s==%d.*'`" % (suffix, major)
+    if facts["cudart"]:
+        return "the CUDA runtime %s needs a newer driver than this one, of CUDA %s: %s" % (
+            facts["cudart"][-1]["version"],
+            cuda,
+            install,
+        )
+    return "the CUDA runtime (libcudart.so.%d) is not installed: %s" % (major, install)
+
+
+def _dla(wanted: Mapping[str, Any], facts: Mapping[str, Any]) -> Optional[str]:
+    core, cores = wanted.get("dla_core"), facts["dla_cores"]
+    if core is None or cores is None or core < cores:
+        return None
+    return (
+        "the bundle wants DLA core %d, and %s has %d:"
+        " `edgepack build MODEL -t TARGET`, with the target of this module"
+        % (core, facts["module"] or "this module", cores)
+    )
+
+
+def _install(wanted: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
+    if wanted["module"] == "tensorrt_rtx":
+        return "`python3 -m pip install 'tensorrt-rtx-cu%d==%s'`" % (
+            _major(wanted["cuda"]),
+            wanted["version"],
+        )
+    if is_jetson(facts):
+        there = facts["packages"].get("python3-libnvinfer")
+        if there and _major(there) != _major(wanted["version"]):
+            return "`edgepack build MODEL -t MODULE@%s`, for the JetPack that is here" % (
+                facts["jetpack"] or "JETPACK"
+            )
+        return "`sudo apt-get install python3-libnvinfer`"
+    major, minor = numbers(wanted["version"])[:2]
+    # Wheels are named after their CUDA since TensorRT 10.
+    suffix = "-cu%d" % _major(wanted["cuda"]) if major >= 10 else ""
+    return "`python3 -m pip install 'tensorrt%s==%d.%d.*'`" % (suffix, major, minor)
+
+
+def _major(version: str) -> int:
+    return (numbers(version) or (0,))[0]
