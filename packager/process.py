@@ -87,11 +87,14 @@ def run(
             message holds the command, the last lines and the log's path.
     """
     words = tuple(str(word) for word in argv)
-    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+    with contextlib.ExitStack() as files:
+        out, err, given = (files.enter_context(tempfile.TemporaryFile()) for _ in range(3))
+        given.write(stdin)
+        given.seek(0)
         try:
             child = subprocess.Popen(
                 words,
-                stdin=subprocess.PIPE if stdin else subprocess.DEVNULL,
+                stdin=given if stdin else subprocess.DEVNULL,
                 stdout=out,
                 stderr=err,
                 cwd=cwd,
@@ -107,7 +110,7 @@ def run(
         if on_line is not None:
             watch = _both(watch, _Lines(out.fileno(), on_line).read)
         try:
-            _communicate(child, stdin, timeout_s, watch)
+            _await_end(child, timeout_s, watch)
         except subprocess.TimeoutExpired:
             timed_out = True
             end_group(child)
@@ -134,17 +137,20 @@ def run(
 
 
 @contextlib.contextmanager
-def background(argv: Sequence[str | Path], *, log: Path) -> Iterator[subprocess.Popen[bytes]]:
+def background(
+    argv: Sequence[str | Path], *, log: Path, hold_stdin: bool = False
+) -> Iterator[subprocess.Popen[bytes]]:
     """Start a command that runs until the block ends; then ask it to stop, and kill it if it stays.
 
     Args:
         argv: The command as a list.
         log: Where everything it prints goes.
+        hold_stdin: Leave the child's input open until `child.stdin` is closed, or we are gone.
     """
     with log.open("wb") as out:
         child = subprocess.Popen(
             [str(word) for word in argv],
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE if hold_stdin else subprocess.DEVNULL,
             stdout=out,
             stderr=subprocess.STDOUT,
             start_new_session=True,
@@ -157,23 +163,22 @@ def background(argv: Sequence[str | Path], *, log: Path) -> Iterator[subprocess.
         pass
     finally:
         end_group(child)
+        if child.stdin is not None:
+            child.stdin.close()
 
 
-def _communicate(
-    child: subprocess.Popen[bytes],
-    stdin: bytes,
-    timeout_s: float,
-    watch: Callable[[], None] | None,
+def _await_end(
+    child: subprocess.Popen[bytes], timeout_s: float, watch: Callable[[], None] | None
 ) -> None:
     """Wait for the child's end; raises TimeoutExpired past the limit."""
     if watch is None:
-        child.communicate(stdin or None, timeout=timeout_s)
+        child.wait(timeout_s)
         return
     deadline = time.monotonic() + timeout_s
     waiting = True
     while waiting:
         try:
-            child.communicate(stdin or None, timeout=_WATCH_S)
+            child.wait(_WATCH_S)
             waiting = False
         except subprocess.TimeoutExpired:
             if time.monotonic() > deadline:

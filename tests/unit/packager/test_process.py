@@ -123,3 +123,9 @@ def test_lines_arrive_while_the_child_runs_and_none_is_lost(tmp_path: Path) -> N
     assert lines == done.stdout.splitlines()
     assert lines[:3] == ["first", "second", "0"]
     assert len(lines) == 9002
+
+
+def test_a_watched_child_reads_all_of_its_input_however_late() -> None:
+    code = "import sys, time; time.sleep(0.7); print(len(sys.stdin.buffer.read()))"
+    done = run([sys.executable, "-c", code], timeout_s=60, stdin=bytes(300_000), watch=lambda: None)
+    assert done.stdout == "300000\n"
