@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
+import time
 from dataclasses import asdict, fields, is_dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import packager
 from packager.manifest import canonical_json, sha256_file, sha256_of
 
 _TOOLS = ("numpy", "onnx", "onnxruntime", "onnxscript", "onnxslim", "pillow", "torch")
+_FORGOTTEN_S: Final = 14 * 86400.0
 
 
 def tool_versions() -> dict[str, str]:
@@ -75,6 +78,7 @@ class StageCache:
         """Return where a stage works that goes on after an interruption; its parent exists."""
         folder = self._folder.parent / "unfinished" / key
         folder.parent.mkdir(parents=True, exist_ok=True)
+        _forget_old(folder.parent, keep=key)
         return folder
 
     def keep(self, key: str, work: Path) -> Path:
@@ -88,3 +92,16 @@ class StageCache:
             if not folder.is_dir():
                 raise
         return folder
+
+
+def _forget_old(parent: Path, *, keep: str) -> None:
+    """Remove what nobody went on with for weeks; a search under way writes its journal often."""
+    oldest = time.time() - _FORGOTTEN_S
+    for entry in parent.iterdir():
+        with contextlib.suppress(OSError):
+            if entry.stem == keep or entry.stat().st_mtime > oldest:
+                continue
+            if entry.is_dir():
+                shutil.rmtree(entry)
+            else:
+                entry.unlink()

@@ -112,6 +112,7 @@ def search_key(
         quantized=model.quantized,
         arch=target.arch,
         engine=target.engine,
+        tensorrt=target.tensorrt is not None,
         precisions=target.precisions,
         scheme=target.quantization,
         threads=target.threads,

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from packager.passes.graph import constant_sizes, op_types
+from packager.passes.graph import all_nodes, constant_sizes, op_types
 from packager.passes.quantizer import constant_weights
 
 if TYPE_CHECKING:
@@ -29,12 +31,31 @@ def is_attention(model: Any) -> bool:
     return attention and convolutions <= weights
 
 
+def holder_of_weights(model: Any) -> str | None:
+    """Return the operator that reads the most constant elements, branches and loops included."""
+    sizes: Counter[str] = Counter()
+    constants = constant_sizes(model)
+    for node in all_nodes(model):
+        sizes[node.op_type] += sum(constants.get(name, 0) for name in node.input)
+        for attribute in node.attribute:
+            # A branch and a loop's body have constants of their own.
+            for tensor in attribute.g.initializer:
+                sizes[node.op_type] += math.prod(tensor.dims)
+    ((largest, count),) = sizes.most_common(1) or [("", 0)]
+    return largest if count else None
+
+
 def is_this_machine(target: Target) -> bool:
-    """Tell whether this machine has the target's architecture and processor features."""
+    """Tell whether a time measured here holds for the target.
+
+    This machine then has its architecture and processor features. Never so for a target with
+    TensorRT: what counts there is the GPU's time, and a search runs on the CPU.
+    """
     flags = _host_flags()
     some = target.cpu_features_any
     return (
-        platform.machine() == target.arch
+        target.tensorrt is None
+        and platform.machine() == target.arch
         and set(target.cpu_features_all) <= flags
         and (not some or bool(set(some) & flags))
     )

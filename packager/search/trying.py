@@ -7,7 +7,9 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from packager.errors import BudgetMissed, UsageError
+from packager.passes.int8_static import WEIGHTED
 from packager.passes.revert_layers import depthwise_convolutions, quantized_layers
+from packager.search.fit import holder_of_weights
 from packager.search.forms import (
     CLEANED,
     LAYERS_ALONE,
@@ -308,9 +310,19 @@ class Search:
         if self._forms[chosen.name].precision != PLAIN or not others:
             return chosen.reason
         if all(c.path is None for c in others):
-            return joined("nothing compressed could be made of it", chosen.reason)
+            return joined(f"nothing compressed could be made of it{self._where()}", chosen.reason)
         told = ", ".join(f"{c.name} {_SHORT.get(c.verdict, c.verdict)}" for c in others if c.path)
         return joined(f"nothing compressed is better: {told}", chosen.reason)
+
+    def _where(self) -> str:
+        import onnx
+
+        model = onnx.load(self._setting.model.path, load_external_data=False)
+        holder = holder_of_weights(model)
+        if holder is None:
+            return ": it has no weights"
+        known = holder in (*WEIGHTED, "Gather")
+        return "" if known else f": most of its weights are in `{holder}`, which no pass supports"
 
     def _missed(self, asked: str) -> BudgetMissed:
         if self._setting.model.large:

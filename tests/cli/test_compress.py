@@ -153,16 +153,19 @@ def _loop(sketch: Any, path: Path) -> Path:
     return Path(graph.save(path))
 
 
-@pytest.mark.parametrize("make", [_einsum, _loop])
+@pytest.mark.parametrize(("make", "operator"), [(_einsum, "Einsum"), (_loop, "Loop")])
 def test_what_no_pass_supports_comes_out_in_float_with_the_reason(  # noqa: PLR0917 - fixtures
-    here: Any, sketch: Any, data: Path, kept: Path, tmp_path: Path, make: Any
+    here: Any, sketch: Any, data: Path, tmp_path: Path, make: Any, operator: str
 ) -> None:
     model = make(sketch, tmp_path / "odd.onnx")
     search = ("compress", model, "-t", "cpu-arm64", "-c", data / "plain-calibration.npz")
     found = _only(here(*search, "--json", "-o", "out"))
     assert found["precision"] == "fp32"
     by_name = {candidate["name"]: candidate for candidate in found["candidates"]}
-    assert by_name["fp32"]["reason"] == "nothing compressed could be made of it"
+    assert by_name["fp32"]["reason"] == (
+        f"nothing compressed could be made of it: most of its weights are in `{operator}`, which "
+        "no pass supports"
+    )
     for name in ("int8-dynamic", "int8-static"):
         assert by_name[name]["verdict"] == "skipped"
         assert "has constant weights" in by_name[name]["reason"]

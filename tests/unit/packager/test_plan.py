@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -120,6 +121,20 @@ def test_a_cache_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputOutputError) as caught, workspace(tmp_path / "cache"):
         pass
     assert "--cache-dir" in (caught.value.hint or "")
+
+
+def test_searches_that_nobody_went_on_with_are_forgotten_after_weeks(tmp_path: Path) -> None:
+    cache = StageCache(tmp_path)
+    old, held, fresh = (cache.unfinished(name) for name in ("old", "held", "fresh"))
+    for folder in (old, held, fresh):
+        folder.mkdir()
+        folder.with_suffix(".lock").touch()
+    for path in (old, old.with_suffix(".lock"), held, held.with_suffix(".lock")):
+        os.utime(path, (0, 0))
+    assert cache.unfinished("held") == held
+    assert sorted(path.name for path in held.parent.iterdir()) == [
+        "fresh", "fresh.lock", "held", "held.lock",
+    ]  # fmt: skip
 
 
 def test_a_stage_is_found_again_by_its_inputs_alone(tmp_path: Path) -> None:
