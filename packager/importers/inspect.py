@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from packager.importers.request import ImportLimits
     from packager.model import Model, Provenance, Signature
     from packager.recipe import Recipe
-    from packager.target import Target
+    from packager.target import Engine, Target, TensorRT
 
 PRECISIONS = ("fp32", "fp16", "int8", "int4")
 
@@ -84,14 +84,25 @@ class Inspection:
         }
 
     def refusal(self, target: Target) -> str | None:
-        """Return why a target's engine would not take the model as it is, None where it would."""
-        engine = target.engine
-        if self.opset > engine.max_opset:
-            return f"opset {self.opset}, its engine reads up to {engine.max_opset}"
-        if self.ir_version > engine.max_ir_version:
-            return f"IR version {self.ir_version}, its engine reads up to {engine.max_ir_version}"
-        if 2 * self.size_bytes > target.memory_mib << 20:
-            return f"{human_size(self.size_bytes)} of model, {target.memory_mib} MiB of memory"
+        """Return why a target's engine would not take the model as it is, None where it would.
+
+        A target with TensorRT reads no more than both of its engines do: while TensorRT's is
+        missing, ONNX Runtime answers from the same file.
+        """
+        readers: list[tuple[str, Engine | TensorRT]] = [("its engine", target.engine)]
+        if target.tensorrt is not None:
+            readers.append((f"its TensorRT {target.tensorrt.version}", target.tensorrt))
+        for reader, limits in readers:
+            if self.opset > limits.max_opset:
+                return f"opset {self.opset}, {reader} reads up to {limits.max_opset}"
+            if self.ir_version > limits.max_ir_version:
+                return f"IR version {self.ir_version}, {reader} reads up to {limits.max_ir_version}"
+        memories = [("memory", target.memory_mib)]
+        if target.tensorrt is not None and target.tensorrt.memory == "own":
+            memories.append(("GPU memory", target.tensorrt.gpu_memory_mib))
+        for kind, memory_mib in memories:
+            if 2 * self.size_bytes > memory_mib << 20:
+                return f"{human_size(self.size_bytes)} of model, {memory_mib} MiB of {kind}"
         return None
 
     def to_text(self) -> Iterator[str]:

@@ -30,7 +30,7 @@ def _add(folder: Path, text: str) -> Path:
 
 
 def test_every_shipped_target_reads_and_is_named_like_its_file() -> None:
-    names = [target.name for target in all_targets()]
+    names = [target.module_name for target in all_targets()]
     assert names == sorted(path.stem for path in data_dir("targets").glob("*.toml"))
 
 

@@ -384,6 +384,17 @@ def test_a_machine_is_the_target_only_with_its_features(monkeypatch: pytest.Monk
     assert is_this_machine(find_target("cpu-x86_64-vnni"))
 
 
+@pytest.mark.parametrize("name", ["server-l4", "rtx-ada", "jetson-orin-nano-8gb", "dgx-spark"])
+def test_no_machine_is_a_target_whose_time_is_the_gpus(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = find_target(name)
+    monkeypatch.setattr("packager.search.fit.platform.machine", lambda: target.arch)
+    monkeypatch.setattr("packager.search.fit._host_flags", lambda: set(target.cpu_features_all))
+    assert is_this_machine(dataclasses.replace(target, tensorrt=None))
+    assert not is_this_machine(target)
+
+
 def test_a_candidate_that_gives_no_number_has_failed(
     run: Callable, make_mlp: Callable, make_samples: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
