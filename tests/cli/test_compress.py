@@ -155,7 +155,7 @@ def _loop(sketch: Any, path: Path) -> Path:
 
 @pytest.mark.parametrize(("make", "operator"), [(_einsum, "Einsum"), (_loop, "Loop")])
 def test_what_no_pass_supports_comes_out_in_float_with_the_reason(  # noqa: PLR0917 - fixtures
-    here: Any, sketch: Any, data: Path, tmp_path: Path, make: Any, operator: str
+    here: Any, sketch: Any, data: Path, kept: Path, tmp_path: Path, make: Any, operator: str
 ) -> None:
     model = make(sketch, tmp_path / "odd.onnx")
     search = ("compress", model, "-t", "cpu-arm64", "-c", data / "plain-calibration.npz")
