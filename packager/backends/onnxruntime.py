@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from packager.artifact import Artifact
+from packager.backends.lowering import lower
 from packager.checks.latency import open_session
-from packager.checks.parity import compare
 from packager.errors import BudgetMissed, ModelUnsupported, UsageError
 from packager.manifest import sha256_file
 from packager.passes.contract import first_line, opset_of, tool_faults
@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from numpy.typing import NDArray
-
     from packager.artifact import Candidate
     from packager.data import Samples
     from packager.model import Model, Signature
@@ -27,7 +25,6 @@ if TYPE_CHECKING:
 
 _PRODUCER: Final = "edgepack"
 _RUNS: Final = 2
-_LOWERED: Final = 1e-4
 
 
 def build(
@@ -73,7 +70,13 @@ def build(
     strip_texts(proto)
     proto.producer_name = _PRODUCER
     proto.graph.name = "model"
-    _lower(proto, target, samples)
+    lower(
+        proto,
+        name=target.name,
+        max_opset=target.engine.max_opset,
+        max_ir_version=target.engine.max_ir_version,
+        samples=samples,
+    )
     path.write_bytes(proto.SerializeToString(deterministic=True))
     del proto  # may be 2 GB, which the next copy and the engine's need not wait beside
     read_back = onnx.load(path, load_external_data=False)
@@ -98,101 +101,6 @@ def build(
             "domains": domains,
         },
     )
-
-
-def _lower(model: Any, target: Target, samples: Samples) -> None:
-    """Bring opset and IR version down to what the target's engine reads, in place."""
-    from onnx import helper
-
-    engine = target.engine
-    if opset_of(model) > engine.max_opset:
-        model.CopyFrom(_lowered(model, target, samples))
-    if model.ir_version > engine.max_ir_version:
-        least = helper.find_min_ir_version_for(
-            [
-                entry
-                for entry in model.opset_import
-                if entry.domain in ("", "ai.onnx", "ai.onnx.ml")
-            ],
-            ignore_unknown=True,
-        )
-        if least > engine.max_ir_version:
-            raise ModelUnsupported(
-                f"{target.name} reads IR version {engine.max_ir_version} at most, and the model's "
-                f"operators need {least}"
-            )
-        model.ir_version = engine.max_ir_version
-
-
-def _lowered(model: Any, target: Target, samples: Samples) -> Any:
-    import onnx
-    from onnx import version_converter
-
-    opset, limit = opset_of(model), target.engine.max_opset
-    hint = f"export the model with opset {limit}"
-    missing = _missing_operators(model, limit)
-    if missing:
-        raise ModelUnsupported(
-            f"{target.name} reads opset {limit} at most, which has no `{missing[0]}`", hint=hint
-        )
-
-    def converted() -> Any:
-        return version_converter.convert_version(model, limit)
-
-    def relabelled() -> Any:
-        # Many operators changed only in the dtypes they take, and the converter knows no way back.
-        draft = onnx.ModelProto()
-        draft.CopyFrom(model)
-        for entry in draft.opset_import:
-            if entry.domain in {"", "ai.onnx"}:
-                entry.version = limit
-        onnx.checker.check_model(draft)
-        return draft
-
-    expected = _answers(model, samples)
-    reason = "an output changes"
-    for make in (converted, relabelled):
-        try:
-            draft = make()
-            parity = compare(expected, _answers(draft, samples))
-        except tool_faults() as fault:
-            reason = first_line(fault)
-            continue
-        if parity.cosine > 1 - _LOWERED and parity.exact:
-            strip_texts(draft)
-            return draft
-    raise ModelUnsupported(
-        f"{target.name} reads opset {limit} at most, to which the model cannot be lowered from "
-        f"{opset}: {reason}",
-        hint=hint,
-    )
-
-
-def _answers(model: Any, samples: Samples) -> list[dict[str, NDArray[Any]]]:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(
-        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
-    names = [output.name for output in session.get_outputs()]
-    return [dict(zip(names, session.run(names, dict(s)), strict=True)) for s in samples]
-
-
-def _missing_operators(model: Any, opset: int) -> list[str]:
-    """Return the operators that do not exist at an opset."""
-    from onnx import defs
-
-    found = []
-    for node in all_nodes(model):
-        if node.domain not in ("", "ai.onnx"):
-            continue
-        try:
-            defs.get_schema(node.op_type, opset, "")
-        except defs.SchemaError:
-            found.append(node.op_type)
-    return sorted(set(found))
 
 
 def _check_runs(path: Path, signature: Signature, samples: Samples, target: Target) -> None:
