@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from packager.target import Target
 
 _KEPT: Final = ("HOME", "TMPDIR", "LANG", "LC_ALL")
+# Which GPUs a process sees, and where their libraries lie.
+_GPU_VARIABLES: Final = ("CUDA_VISIBLE_DEVICES", "LD_LIBRARY_PATH")
 _CLASSES: Final[dict[int, type[EdgepackError]]] = {
     cls.exit_code: cls
     for cls in (
@@ -59,6 +61,14 @@ try:
     print(json.dumps(run_samples(release)))
 except DeviceError as fault:
     sys.exit("error: " + fault.message)
+"""
+# Not started with -S: it is asked whether this Python imports TensorRT.
+_ENGINES: Final = """\
+import json
+from runtime.nvidia.device import gpu_facts, reasons_against_engine
+facts = gpu_facts()
+wanted = json.loads(sys.argv[1])
+print(json.dumps({name: reasons_against_engine(fields, facts) for name, fields in wanted.items()}))
 """
 
 
@@ -172,6 +182,40 @@ def reasons_against(target: Target, facts: Mapping[str, Any]) -> list[str]:
         found = facts["libc"] or "another C library"
         reasons.append(f"it needs {target.libc}, and this machine has {found}")
     return reasons
+
+
+def engines_wanted(targets: Sequence[Target]) -> dict[str, dict[str, Any]]:
+    """Return by name what the runtime wants to know of a target's engine, as in a manifest."""
+    return {
+        target.name: {
+            "module": tensorrt.module,
+            "version": tensorrt.version,
+            "cuda": tensorrt.cuda,
+            "compute_capabilities": list(tensorrt.compute_capabilities),
+            "l4t": tensorrt.l4t,
+            "dla_core": None,
+            # Those of TensorRT-RTX come with the bundle, and so bind it to one release.
+            "engines": [{}] if tensorrt.module == "tensorrt_rtx" else [],
+        }
+        for target in targets
+        if (tensorrt := target.tensorrt) is not None
+    }
+
+
+def reasons_against_engines(targets: Sequence[Target]) -> dict[str, list[str]]:
+    """Return, by name, why this machine's GPU cannot run what TensorRT makes for a target.
+
+    The rules are the runtime's own. A bundle whose engine does not run answers on the CPU.
+
+    Args:
+        targets: Targets that have TensorRT.
+    """
+    wanted = engines_wanted(targets)
+    folder = str(data_dir("runtime"))
+    argv = [sys.executable, "-I", "-B", "-c", _SHIM + _ENGINES, folder, json.dumps(wanted)]
+    kept = {key: os.environ[key] for key in ("LANG", *_GPU_VARIABLES) if key in os.environ}
+    found: dict[str, list[str]] = json.loads(run(argv, timeout_s=60, env=kept).stdout)
+    return found
 
 
 def _libc_suffices(wanted: str, found: str | None) -> bool:
