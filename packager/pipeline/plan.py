@@ -162,9 +162,10 @@ def make_plan(
             accepted="`-t TARGET`, or `targets = [...]` in the recipe",
             hint="edgepack targets list",
         )
-    if len(set(names)) != len(names):
-        raise UsageError("a target is named twice", accepted="each target once")
     found = tuple(find_target(target) for target in names)
+    # By its name with the JetPack: `-t X -t X@6.2` may be the same one.
+    if len({target.name for target in found}) != len(found):
+        raise UsageError("a target is named twice", accepted="each target once")
     if lock_file is not None and len(found) != 1:
         raise UsageError("`--lock` belongs to one bundle", accepted="exactly one `-t`")
     _check_source("--calibration", recipe.calibration)

@@ -80,6 +80,7 @@ def test_the_plan_tells_the_budget(tmp_path: Path, given: dict[str, str], said: 
     [
         ({"targets": []}, "no target is named"),
         ({"targets": ["cpu-x86_64", "cpu-x86_64"]}, "twice"),
+        ({"targets": ["jetson-orin-nx-8gb", "jetson-orin-nx-8gb@6.2"]}, "twice"),
         ({"model": None}, "no model is named"),
         ({"precision": "int8-static"}, "needs calibration data"),
         ({"dims": ["batch"]}, "lacks a `=`"),

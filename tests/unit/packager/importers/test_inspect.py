@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,6 +13,7 @@ from onnx import helper
 from packager.console import Silent
 from packager.importers.inspect import inspect_model
 from packager.recipe import Recipe
+from packager.target import find_target
 from tests.unit.packager.importers.onnx_models import constant, dense, model, save, value
 
 if TYPE_CHECKING:
@@ -60,6 +62,38 @@ def test_both_forms_tell_every_target(tmp_path: Path, workdir: Path) -> None:
     assert lines[0] == "m.onnx: onnx"
     assert "  input   x: float32[batch=1..32, 4]" in lines
     assert any(line.startswith("raspberry-pi-5") and "takes it" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("target", "changes", "refusal"),
+    [
+        ("jetson-agx-xavier", {}, None),
+        (
+            "jetson-agx-xavier", {"opset": 18},
+            "opset 18, its TensorRT 8.5.2.2 reads up to 17",
+        ),
+        ("jetson-orin-nano-8gb@6.2", {"opset": 18}, None),
+        (
+            "jetson-orin-nano-8gb@6.2", {"ir_version": 11},
+            "IR version 11, its TensorRT 10.3.0.30 reads up to 10",
+        ),
+        ("rtx-ada", {"opset": 99}, "opset 99, its engine reads up to 28"),
+        ("server-t4", {"size_bytes": 7_400_000_000}, "7.4 GB of model, 14000 MiB of GPU memory"),
+        (
+            "jetson-orin-nano-4gb", {"size_bytes": 2_000_000_000},
+            "2.0 GB of model, 3400 MiB of memory",
+        ),
+    ],
+)  # fmt: skip
+def test_a_target_with_tensorrt_reads_what_both_of_its_engines_read(
+    tmp_path: Path, workdir: Path, target: str, changes: dict[str, int], refusal: str | None
+) -> None:
+    path = save(dense(), tmp_path / "m.onnx")
+    found = inspect_model(Recipe(model=str(path), name="t"), workdir=workdir, reporter=Silent())
+    assert (
+        replace(found, **{"opset": 17, "ir_version": 8, **changes}).refusal(find_target(target))
+        == refusal
+    )
 
 
 def test_an_onnx_file_is_inspected_without_torch(
