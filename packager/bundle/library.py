@@ -146,7 +146,8 @@ def _remake(
 
 def _copy_installed(library: EngineLibrary, out: Path) -> bool:
     """Copy from the package installed in this Python, if it has the very same library."""
-    spec = importlib.util.find_spec(library.package.replace("-", "_"))
+    # A package of the index may hold a module of another name.
+    spec = importlib.util.find_spec(library.member.partition("/")[0])
     if spec is None or spec.origin is None:
         return False
     site = Path(spec.origin).parent.parent
@@ -202,9 +203,10 @@ def _pip_words(library: EngineLibrary, requirements: Path, out: Path) -> list[st
     )
     # pip takes the tags literally: a wheel of an older glibc is only found under its own tag.
     platforms = [library.platform] + [f"{tag}_{arch}" for tag in _GLIBC_TAGS if arch]
-    version = f"{library.python_tag[2]}.{library.python_tag[3:]}"
     words = ["pip", "download", "--no-deps", "--only-binary=:all:", "--require-hashes",
-             "--implementation", "cp", "--python-version", version]  # fmt: skip
+             "--implementation", "cp"]  # fmt: skip
+    if library.python_tag.startswith("cp"):
+        words += ["--python-version", f"{library.python_tag[2]}.{library.python_tag[3:]}"]
     for abi in (library.python_tag, "abi3", "none"):
         words += ["--abi", abi]
     for platform in dict.fromkeys(platforms):
