@@ -36,6 +36,20 @@ def detect_device() -> Dict[str, Any]:
     }
 
 
+def detect_gpu() -> Optional[Dict[str, Any]]:
+    """Return what NVIDIA hardware and software this device has; empty where it has none.
+
+    None in a bundle whose target has no GPU: it carries no code that could tell.
+    """
+    try:
+        from .nvidia.device import gpu_facts
+    except ModuleNotFoundError as fault:
+        if (fault.name or "").endswith(".nvidia"):
+            return None
+        raise
+    return gpu_facts()
+
+
 def read_cpu_model(path: str = "/proc/cpuinfo") -> Optional[str]:
     """Return the first core's model name; Arm's kernels give none."""
     for line in _first_lines(path):
@@ -98,7 +112,13 @@ def check_fits(manifest: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
 def describe(facts: Mapping[str, Any]) -> List[str]:
     """Return the facts as lines of text."""
     lines = []
-    for key, value in facts.items():
+    shown_facts = dict(facts)
+    gpu = shown_facts.pop("gpu", None)
+    if gpu is not None:
+        from .nvidia.device import describe_gpu
+
+        shown_facts.update(describe_gpu(gpu))
+    for key, value in shown_facts.items():
         shown = " ".join(value) if isinstance(value, list) else value
         lines.append("%-13s %s" % (key, "unknown" if shown is None else shown))
     return lines

@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 import threading
-from typing import Any, Callable, Dict, List, NoReturn, Optional, Sequence
+from typing import Any, Callable, Dict, List, Mapping, NoReturn, Optional, Sequence
 
 from .arguments import Command, Option, describe, parse, positive, whole
 from .errors import DeviceError, UsageFault
@@ -116,6 +116,7 @@ def serve(root: Optional[str], values: Dict[str, Any]) -> None:
 
     with opened.result() as release:
         _check_device(release)
+        _tell_engine(release.manifest)
         engine = open_engine(release, values["threads"])
         try:
             listen(load_app(release, engine), host=values["host"], port=values["port"])
@@ -151,12 +152,21 @@ def verify(root: Optional[str], values: Dict[str, Any]) -> None:
 
 
 def detect(root: Optional[str], values: Dict[str, Any]) -> None:
-    """Tell what this device is."""
+    """Tell what this device is, and which engine the bundle will use on it."""
     from .detect import describe as lines
-    from .detect import detect_device
+    from .detect import detect_device, detect_gpu
 
-    facts = detect_device()
-    _show(facts, lines(facts), values)
+    facts, gpu = detect_device(), detect_gpu()
+    if gpu:
+        facts["gpu"] = gpu
+    shown = lines(facts)
+    manifest = {} if gpu is None else _read_manifest(root)
+    if gpu is not None and manifest.get("tensorrt"):
+        from .nvidia.device import describe_outlook, engine_outlook
+
+        facts["tensorrt"] = outlook = engine_outlook(manifest, gpu)
+        shown += describe_outlook(outlook)
+    _show(facts, shown, values)
 
 
 def unpack(root: Optional[str], values: Dict[str, Any]) -> None:
@@ -221,6 +231,28 @@ def _check_device(release: Any) -> None:
     from .detect import check_fits, detect_device
 
     check_fits(release.manifest, detect_device())
+
+
+def _tell_engine(manifest: Mapping[str, Any]) -> None:
+    """Say at the start which engine will answer, where the target has a choice."""
+    if manifest.get("tensorrt"):
+        from .nvidia.device import engine_outlook, gpu_facts
+
+        outlook = engine_outlook(manifest, gpu_facts())
+        print("engine: %s" % outlook["engine"], file=sys.stderr, flush=True)
+
+
+def _read_manifest(root: Optional[str]) -> Mapping[str, Any]:
+    if root is None:
+        return {}
+    if not os.path.isdir(root):
+        from .archive import read_manifest
+
+        return read_manifest(root).fields
+    from .manifest import parse_manifest
+
+    with open(os.path.join(root, "manifest.json"), "rb") as stream:
+        return parse_manifest(stream.read()).fields
 
 
 def _need(root: Optional[str]) -> str:

@@ -125,24 +125,37 @@ def describe_gpu(facts: Mapping[str, Any]) -> Dict[str, str]:
     return shown
 
 
-def start_line(manifest: Mapping[str, Any], reasons: List[str]) -> str:
-    """Return which engine will answer, and why it is not TensorRT where it is not.
+def engine_outlook(manifest: Mapping[str, Any], facts: Mapping[str, Any]) -> Dict[str, Any]:
+    """Return which engine a bundle will answer with here.
+
+    Keys: `engine`, a sentence with the reasons in it; `reasons` against TensorRT, each with its
+    fix; `needs`, what the bundle says a device must have.
 
     Args:
         manifest: Of a bundle whose target has TensorRT.
-        reasons: From `reasons_against_engine`.
+        facts: From `gpu_facts()`.
     """
-    wanted = manifest["tensorrt"]
-    if not reasons:
-        built = "checked" if wanted.get("engines") else "built here and checked"
-        return "engine: %s, %s, once it is %s" % (full_name(wanted), wanted["precision"], built)
-    engine = manifest["engine"]
-    return "engine: %s %s on the CPU instead of %s: %s" % (
-        engine["name"],
-        engine["version"],
-        full_name(wanted),
-        "; ".join(reasons),
-    )
+    wanted, engine = manifest["tensorrt"], manifest["engine"]
+    reasons = reasons_against_engine(wanted, facts)
+    if reasons:
+        said = "%s %s on the CPU, not %s: %s" % (
+            engine["name"],
+            engine["version"],
+            full_name(wanted),
+            "; ".join(reasons),
+        )
+    else:
+        made = "checked" if wanted.get("engines") else "built here and checked"
+        said = "%s, %s, once it is %s" % (full_name(wanted), wanted["precision"], made)
+    return {"engine": said, "reasons": reasons, "needs": list(wanted.get("needs", ()))}
+
+
+def describe_outlook(outlook: Mapping[str, Any]) -> List[str]:
+    """Return an outlook as lines of text; what is needed only where something lacks."""
+    lines = ["%-13s %s" % ("engine", outlook["engine"])]
+    if outlook["reasons"]:
+        lines += ["%-13s %s" % ("needs", need) for need in outlook["needs"]]
+    return lines
 
 
 def _memory_mib(root: str) -> Optional[int]:

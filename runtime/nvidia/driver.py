@@ -69,13 +69,13 @@ def ask_driver(root: str, visible: Optional[str]) -> Driver:
 
     Args:
         root: `/`, or a folder that stands for it.
-        visible: `CUDA_VISIBLE_DEVICES`, which only libcuda honours.
+        visible: `CUDA_VISIBLE_DEVICES`, which only libcuda honours; None where it is not set.
     """
     nvml = _ask_nvml(root)
-    if nvml.gpus and not visible:
+    if nvml.gpus and visible is None:
         return nvml
     cuda = _ask_cuda(root)
-    gpus = cuda.gpus if cuda.gpus or visible else nvml.gpus
+    gpus = cuda.gpus
     fault = None if gpus else cuda.fault or nvml.fault
     return Driver(nvml.version, nvml.cuda or cuda.cuda, gpus, fault)
 

@@ -142,9 +142,8 @@ def find_cudart(root: str, paths: Sequence[str]) -> List[Dict[str, str]]:
     for path in paths:
         for below, distribution in _CUDART_WHEELS:
             matches = glob.glob(os.path.join(glob.escape(path), distribution))
-            version = os.path.basename(matches[0]).split("-")[1] if matches else None
-            version = version[: -len(".dist-info")] if version else None
-            _add_cudart(found, os.path.join(path, below), version)
+            told = re.search(r"-([\d.]+)\.dist-info$", matches[0]) if matches else None
+            _add_cudart(found, os.path.join(path, below), told.group(1) if told else None)
     return sorted(
         found.values(),
         key=lambda one: [int(part) for part in re.findall(r"\d+", one["version"])],
@@ -184,8 +183,10 @@ def _describe(
     origin = "wheel" if carried else "other"
     if module == "tensorrt" and os.path.realpath(folder) in apt and not carried:
         origin = "apt"
-        # `10.3.0.30-1+cuda12.5`: the package knows the build, the module's metadata may not.
-        version = packages.get("python3-libnvinfer", version or "").split("-")[0] or None
+        # Either may lack the build: apt says `8.5.2-1+cuda11.4` and `10.3.0.30-1+cuda12.5`.
+        package = packages.get("python3-libnvinfer", "").split("-")[0]
+        if len(package) > len(version or ""):
+            version = package
     return {
         "module": module,
         "version": version,

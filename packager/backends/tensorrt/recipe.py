@@ -58,6 +58,7 @@ def engine_recipe(
         "module": engine.module,
         "version": engine.version,
         "cuda": engine.cuda,
+        "l4t": engine.l4t,
         "compute_capabilities": list(engine.compute_capabilities),
         "platform": f"{target.os}-{target.arch}",
         "artifact": artifact,
