@@ -5,7 +5,9 @@ Their bundles are built elsewhere, for a few of them: here every JetPack of ever
 
 from __future__ import annotations
 
+import itertools
 import re
+from pathlib import Path
 
 import pytest
 
@@ -205,3 +207,38 @@ def test_only_modules_of_jetson_are_flashed() -> None:
 
 def _numbers(version: str) -> list[int]:
     return [int(part) for part in re.findall(r"\d+", version)]
+
+
+def _rows(heading: str) -> list[list[str]]:
+    """Return the cells of the guide's table whose first column has this heading."""
+    guide = Path(__file__).resolve().parents[2] / "docs" / "guide" / "targets.md"
+    lines = guide.read_text(encoding="utf-8").partition(f"| {heading} |")[2].splitlines()[2:]
+    return [
+        [cell.strip(" `") for cell in line.strip("|").split("|")]
+        for line in itertools.takewhile(lambda line: line.startswith("|"), lines)
+    ]
+
+
+def test_the_guide_has_the_versions_of_every_jetpack() -> None:
+    rows = _rows("JetPack")
+    assert [row[0] for row in rows] == sorted({t.jetpack for t in JETSONS}, key=_numbers)
+    for jetpack, l4t, cuda, version, opset, python, modules in rows:
+        of_it = [target for target in JETSONS if target.jetpack == jetpack]
+        for target in of_it:
+            tensorrt = _tensorrt(target)
+            assert (tensorrt.cuda, tensorrt.version, target.python) == (cuda, version, python)
+            assert tensorrt.max_opset == int(opset)
+            assert tensorrt.l4t in l4t
+            series = {"7.2": "Xavier", "8.7": "Orin", "11.0": "Thor"}
+            assert series[tensorrt.compute_capability] in modules
+        defaults = [t for t in of_it if find_target(t.module_name) == t]
+        assert ("default" in modules or jetpack == "5.1") == bool(defaults)
+
+
+def test_the_guide_has_every_gpu() -> None:
+    wanted = {
+        target.name: [target.tensorrt.compute_capability, str(target.tensorrt.gpu_memory_mib)]
+        for target in RESOLVED
+        if target.family != "jetson" and target.tensorrt is not None
+    }
+    assert {row[0]: row[1:] for row in _rows("target")} == wanted
