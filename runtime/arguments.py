@@ -27,11 +27,17 @@ class Option(NamedTuple):
 
 
 class Command(NamedTuple):
-    """One command; `operand` is the name of its only positional argument, optional with `?`."""
+    """One command.
+
+    Attributes:
+        operand: The names of its positional arguments; a single one is optional with `?`.
+        hidden: Left out of the help: other programs use it.
+    """
 
     help: str
     options: Tuple[Option, ...] = ()
     operand: str = ""
+    hidden: bool = False
 
 
 def whole(low: int, high: int) -> Callable[[str], int]:
@@ -68,7 +74,8 @@ def parse(
     name = words.pop(0)
     command = commands.get(name)
     if command is None:
-        raise UsageFault("there is no command `%s`" % name, _nearest(name, list(commands)))
+        shown = [word for word in commands if not commands[word].hidden]
+        raise UsageFault("there is no command `%s`" % name, _nearest(name, shown))
     known = {flag: option for option in command.options for flag in option.flags}
     values: Dict[str, Any] = {}
     for option in command.options:
@@ -113,6 +120,8 @@ def describe(program: str, commands: Dict[str, Command]) -> List[str]:
     """Return the help as lines."""
     lines = ["usage: %s COMMAND [OPTION…]" % program, ""]
     for name, command in commands.items():
+        if command.hidden:
+            continue
         operand = " [%s]" % command.operand[:-1] if command.operand.endswith("?") else ""
         operand = operand or (" " + command.operand if command.operand else "")
         lines.append("%-16s %s" % (name + operand, command.help))
@@ -123,13 +132,13 @@ def describe(program: str, commands: Dict[str, Command]) -> List[str]:
 
 
 def _take_operand(name: str, command: Command, operands: List[str], values: Dict[str, Any]) -> None:
-    wanted = command.operand.rstrip("?")
-    if len(operands) > (1 if wanted else 0):
+    wanted = command.operand.rstrip("?").split()
+    if len(operands) > len(wanted):
         raise UsageFault("`%s` does not take `%s`" % (name, operands[-1]))
-    if wanted:
-        if not operands and not command.operand.endswith("?"):
-            raise UsageFault("`%s` needs %s" % (name, wanted))
-        values[wanted.lower()] = operands[0] if operands else None
+    if len(operands) < len(wanted) and not command.operand.endswith("?"):
+        raise UsageFault("`%s` needs %s" % (name, " ".join(wanted)))
+    for index, word in enumerate(wanted):
+        values[word.lower()] = operands[index] if index < len(operands) else None
 
 
 def _key(option: Option) -> str:

@@ -62,6 +62,9 @@ COMMANDS: Dict[str, Command] = {
             _JSON,
         ),
     ),
+    "build-engine": Command(
+        "build the engine of a request, in this process", operand="REQUEST FOLDER", hidden=True
+    ),
 }  # fmt: skip
 
 
@@ -193,6 +196,15 @@ def bench(root: Optional[str], values: Dict[str, Any]) -> None:
     _show(result, ["%-18s %s" % (key, result[key]) for key in result], values)
 
 
+def build_engine(root: Optional[str], values: Dict[str, Any]) -> None:
+    """Build an engine; its caller reads what this says as JSON lines."""
+    try:
+        from .nvidia.child import run_build
+    except ModuleNotFoundError as fault:
+        raise UsageFault("this bundle is for a target without TensorRT") from fault
+    run_build(values["request"], values["folder"])
+
+
 _RUN: Dict[str, Callable[[Optional[str], Dict[str, Any]], None]] = {
     "serve": serve,
     "predict": predict,
@@ -200,6 +212,7 @@ _RUN: Dict[str, Callable[[Optional[str], Dict[str, Any]], None]] = {
     "detect": detect,
     "unpack": unpack,
     "bench": bench,
+    "build-engine": build_engine,
 }
 
 

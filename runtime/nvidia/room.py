@@ -1,0 +1,116 @@
+"""How much memory and disk a build needs, what there is, and what the build must leave."""
+
+from __future__ import annotations
+
+import os
+from typing import List, Optional
+
+from ..errors import InputOutputFault
+
+# What the library takes before it has seen a graph, and what it holds per byte of the graph.
+# TensorRT-RTX 1.7: 350 to 500 MiB at their highest for graphs of 26 to 102 MB. TensorRT's own need
+# with a GPU is an estimate: its context and its kernels come on top.
+_BASE_MIB = {"tensorrt_rtx": 300, "tensorrt": 768}
+_MEMORY_PER_BYTE = 2
+_DISK_PER_BYTE = 4
+_DISK_MIB = 32
+# The server needs as much to go on answering.
+_LEAST_LEFT_MIB = 96
+_SHARE_LEFT = 0.03
+
+
+def check_room(folder: str, model_size: int, module: str) -> None:
+    """Refuse a build for which memory or disk are too small.
+
+    Args:
+        folder: Where the build writes.
+        model_size: Of the graph with its weights, in bytes.
+        module: TensorRT's.
+
+    Raises:
+        InputOutputFault: with what is needed and what there is.
+    """
+    status = os.statvfs(folder)
+    disk_mib = status.f_bavail * status.f_frsize >> 20
+    disk_needed_mib = _DISK_MIB + (_DISK_PER_BYTE * model_size >> 20)
+    if disk_mib < disk_needed_mib:
+        raise InputOutputFault(
+            "building this engine needs about %d MiB of disk in `%s`, and %d MiB are free"
+            % (disk_needed_mib, folder, disk_mib),
+            "free some of it, or set XDG_CACHE_HOME to a folder on another disk",
+        )
+    memory_mib = available_mib()
+    memory_needed_mib = _BASE_MIB[module] + (_MEMORY_PER_BYTE * model_size >> 20)
+    if memory_mib < memory_needed_mib:
+        raise InputOutputFault(
+            "building this engine needs about %d MiB of memory, and %d MiB are free"
+            % (memory_needed_mib, memory_mib),
+            "stop what else runs here, add swap, or build on a reference device (--engine-on)",
+        )
+
+
+def available_mib() -> int:
+    """Return how much memory can still be taken, swap included, by this process's group too."""
+    fields = _meminfo()
+    free_mib = (fields.get("MemAvailable", 0) + fields.get("SwapFree", 0)) >> 10
+    limit = _cgroup_room_mib()
+    return free_mib if limit is None else min(free_mib, limit)
+
+
+def left_mib() -> int:
+    """Return what a build must leave to everything else, in MiB."""
+    return max(_LEAST_LEFT_MIB, int(_SHARE_LEFT * (_meminfo().get("MemTotal", 0) >> 10)))
+
+
+def oom_kills() -> int:
+    """Return how many processes the kernel has ended for lack of memory since it started."""
+    for line in _lines("/proc/vmstat"):
+        if line.startswith("oom_kill "):
+            return int(line.split()[1])
+    return 0
+
+
+def _meminfo() -> "dict[str, int]":
+    """Return `/proc/meminfo` in KiB."""
+    fields = {}
+    for line in _lines("/proc/meminfo"):
+        name, _, value = line.partition(":")
+        words = value.split()
+        if words and words[0].isdigit():
+            fields[name] = int(words[0])
+    return fields
+
+
+def _cgroup_room_mib() -> Optional[int]:
+    """Return what the limits of this process's control groups leave (version 2); None: no limit."""
+    path = ""
+    for line in _lines("/proc/self/cgroup"):
+        if line.startswith("0::"):
+            path = line[3:].strip().strip("/")
+    rooms: List[int] = []
+    while True:
+        folder = os.path.join("/sys/fs/cgroup", path)
+        limit = _number(os.path.join(folder, "memory.max"))
+        used = _number(os.path.join(folder, "memory.current"))
+        if limit is not None and used is not None:
+            # Cached files are given back before anything is refused.
+            for line in _lines(os.path.join(folder, "memory.stat")):
+                if line.startswith(("inactive_file ", "active_file ")):
+                    used -= int(line.split()[1])
+            rooms.append(max(0, limit - used) >> 20)
+        if not path:
+            return min(rooms) if rooms else None
+        path = os.path.dirname(path)
+
+
+def _number(path: str) -> Optional[int]:
+    word = (_lines(path) or [""])[0].strip()
+    return int(word) if word.isdigit() else None
+
+
+def _lines(path: str) -> List[str]:
+    try:
+        with open(path, encoding="utf-8", errors="replace") as stream:
+            return stream.read(1 << 20).splitlines()
+    except OSError:
+        return []
