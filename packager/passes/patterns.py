@@ -99,6 +99,11 @@ class Graph:
         shape = self._shapes.get(name)
         return None if shape is None else len(shape)
 
+    def shape(self, name: str) -> tuple[int | None, ...] | None:
+        """Return the sizes of a value's axes, None for one that is not fixed, or None."""
+        self._infer()
+        return self._shapes.get(name)
+
     def length(self, name: str) -> int | None:
         """Return the size of a value with one axis, or None where it is not known."""
         self._infer()
