@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, List, Mapping, Optional
+from typing import Any, List, Mapping, NamedTuple, Optional
 
 from .jetson import numbers
 
@@ -19,18 +19,38 @@ _NO_GPU = "this machine shows no NVIDIA GPU: in a container, start it with `dock
 _NAMES = {"tensorrt": "TensorRT", "tensorrt_rtx": "TensorRT-RTX"}
 
 
-def reasons_against_engine(wanted: Mapping[str, Any], facts: Mapping[str, Any]) -> List[str]:
-    """Return why a bundle's engine cannot be built or run here; empty where it can.
+class Obstacle(NamedTuple):
+    """One thing in the engine's way: what it is, and a command or a step that mends it."""
 
-    Each reason is a sentence that ends with a command or a step that mends it.
+    what: str
+    fix: str
+
+
+def reasons_against_engine(wanted: Mapping[str, Any], facts: Mapping[str, Any]) -> List[str]:
+    """Return why a bundle's engine cannot be built or run here, each with its fix in a sentence.
+
+    Args:
+        wanted: `manifest["tensorrt"]`.
+        facts: From `gpu_facts()`; empty where nothing of NVIDIA was found.
+    """
+    return ["%s: %s" % obstacle for obstacle in obstacles(wanted, facts)]
+
+
+def obstacles(wanted: Mapping[str, Any], facts: Mapping[str, Any]) -> List[Obstacle]:
+    """Return what is in the way of a bundle's engine here, in the order to mend it.
 
     Args:
         wanted: `manifest["tensorrt"]`.
         facts: From `gpu_facts()`; empty where nothing of NVIDIA was found.
     """
     if not facts:
-        return [_NO_GPU]
-    reasons = [
+        return [
+            Obstacle(
+                "this machine shows no NVIDIA GPU",
+                "in a container, start it with `docker run --gpus all`",
+            )
+        ]
+    found = [
         _driver(wanted, facts),
         _gpus(wanted, facts),
         _jetpack(wanted, facts),
@@ -38,7 +58,7 @@ def reasons_against_engine(wanted: Mapping[str, Any], facts: Mapping[str, Any]) 
         _cudart(wanted, facts),
         _dla(wanted, facts),
     ]
-    return [reason for reason in reasons if reason is not None]
+    return [obstacle for obstacle in found if obstacle is not None]
 
 
 def is_jetson(facts: Mapping[str, Any]) -> bool:
@@ -51,123 +71,116 @@ def full_name(wanted: Mapping[str, Any]) -> str:
     return "%s %s" % (_NAMES[wanted["module"]], wanted["version"])
 
 
-def _driver(wanted: Mapping[str, Any], facts: Mapping[str, Any]) -> Optional[str]:
+def _driver(wanted: Mapping[str, Any], facts: Mapping[str, Any]) -> Optional[Obstacle]:
     if is_jetson(facts):
         return None
     install = "`sudo apt-get install %s`, then restart" % _DRIVER_PACKAGE
     if facts["driver"] is None:
         if facts["gpus"]:  # WSL: the driver is the other system's
             return None
-        return "the NVIDIA GPU has no driver loaded: %s" % install
+        return Obstacle("the NVIDIA GPU has no driver loaded", install)
     minimum = MINIMUM_DRIVERS.get(_major(wanted["cuda"]))
-    if minimum is not None and numbers(facts["driver"]) < numbers(minimum):
-        return "driver %s is too old for CUDA %s, which needs %s or later: %s" % (
-            facts["driver"],
-            wanted["cuda"],
-            minimum,
-            install,
-        )
-    return None
+    if minimum is None or numbers(facts["driver"]) >= numbers(minimum):
+        return None
+    return Obstacle(
+        "driver %s is too old for CUDA %s, which needs %s or later"
+        % (facts["driver"], wanted["cuda"], minimum),
+        install,
+    )
 
 
-def _gpus(wanted: Mapping[str, Any], facts: Mapping[str, Any]) -> Optional[str]:
+def _gpus(wanted: Mapping[str, Any], facts: Mapping[str, Any]) -> Optional[Obstacle]:
     capabilities = wanted["compute_capabilities"]
     found = [(gpu["name"], gpu["compute_capability"]) for gpu in facts["gpus"]]
     if any(capability in capabilities for _, capability in found):
         return None
+    fault = facts["gpu_fault"] or "no reason given"
     if found:
-        return (
-            "the engine is for compute capability %s, and this machine has %s:"
-            " `edgepack build MODEL -t TARGET`, with a target of that GPU"
-            % (" or ".join(capabilities), ", ".join("%s (%s)" % pair for pair in found))
+        return Obstacle(
+            "the engine is for compute capability %s, and this machine has %s"
+            % (" or ".join(capabilities), ", ".join("%s (%s)" % pair for pair in found)),
+            "`edgepack build MODEL -t TARGET`, with a target of that GPU",
         )
     if is_jetson(facts):
-        return (
-            "the GPU does not answer (%s): `sudo usermod -aG video,render $USER` and log in again;"
-            " in a container, start it with `docker run --runtime nvidia`"
-            % (facts["gpu_fault"] or "no reason given")
+        return Obstacle(
+            "the GPU does not answer (%s)" % fault,
+            "`sudo usermod -aG video,render $USER` and log in again; in a container, start it with"
+            " `docker run --runtime nvidia`",
         )
     if facts["driver"] is None:
         return None  # said already
-    return (
-        "no GPU answers (%s): `nvidia-smi` tells more; in a container, start it with"
-        " `docker run --gpus all`" % (facts["gpu_fault"] or "no reason given")
+    return Obstacle(
+        "no GPU answers (%s)" % fault,
+        "`nvidia-smi` tells more; in a container, start it with `docker run --gpus all`",
     )
 
 
-def _jetpack(wanted: Mapping[str, Any], facts: Mapping[str, Any]) -> Optional[str]:
+def _jetpack(wanted: Mapping[str, Any], facts: Mapping[str, Any]) -> Optional[Obstacle]:
     needed, found = wanted.get("l4t") or "", facts["l4t"]
     if not needed or found is None or numbers(found) >= numbers(needed):
         return None
-    return (
-        "L4T %s (JetPack %s) is older than the %s that the bundle was built for:"
-        " update the device's JetPack, or `edgepack build MODEL -t MODULE@%s`"
-        % (found, facts["jetpack"] or "unknown", needed, facts["jetpack"] or "JETPACK")
+    return Obstacle(
+        "L4T %s (JetPack %s) is older than the %s that the bundle was built for"
+        % (found, facts["jetpack"] or "unknown", needed),
+        "update the device's JetPack, or `edgepack build MODEL -t MODULE@%s`"
+        % (facts["jetpack"] or "JETPACK"),
     )
 
 
-def _tensorrt(wanted: Mapping[str, Any], facts: Mapping[str, Any]) -> Optional[str]:
+def _tensorrt(wanted: Mapping[str, Any], facts: Mapping[str, Any]) -> Optional[Obstacle]:
     module, name = wanted["module"], full_name(wanted)
     ours = [found for found in facts["tensorrt"] if found["module"] == module]
     install = _install(wanted, facts)
     if not ours:
-        return _elsewhere(wanted, facts) or "%s is not installed for Python %s: %s" % (
-            name,
-            facts["python"],
-            install,
-        )
+        missing = "%s is not installed for Python %s" % (name, facts["python"])
+        return _elsewhere(wanted, facts) or Obstacle(missing, install)
     (found,) = ours
-    if is_jetson(facts) and module == "tensorrt" and found["origin"] == "wheel":
-        reason = _wrong_index(found, facts)
-        if reason is not None:
-            return "%s: `python3 -m pip uninstall tensorrt`, then %s" % (reason, install)
     version = found["version"] or ""
-    if not version:
-        return None  # the import itself will tell
-    if _major(version) != _major(wanted["version"]):
-        return "the bundle is for %s, and Python %s has %s: %s" % (
-            name,
-            facts["python"],
-            version,
-            install,
-        )
+    here, there = numbers(version), numbers(wanted["version"])
     # Engines of TensorRT-RTX belong to one release; the others are built by what is here, which
     # may be newer but reads no operators that came after it.
     exact = module == "tensorrt_rtx" and bool(wanted.get("engines"))
-    here, there = numbers(version), numbers(wanted["version"])
-    if exact and here[: len(there)] != there[: len(here)]:
-        return "the engine runs in %s alone, and Python %s has %s: %s" % (
+    if is_jetson(facts) and module == "tensorrt" and found["origin"] == "wheel":
+        reason = _wrong_index(found, facts)
+        if reason is not None:
+            return Obstacle(reason, "`python3 -m pip uninstall tensorrt`, then %s" % install)
+    if not here:
+        return None  # the import itself will tell
+    if here[0] != there[0]:
+        what = "the bundle is for %s, and Python %s has %s" % (name, facts["python"], version)
+    elif exact and here[: len(there)] != there[: len(here)]:
+        what = "the engine runs in %s alone, and Python %s has %s" % (
             name,
             facts["python"],
             version,
-            install,
         )
-    if here[:2] < there[:2]:
-        return "TensorRT %s is older than the %s that the model was made for: %s" % (
+    elif here[:2] < there[:2]:
+        what = "TensorRT %s is older than the %s that the model was made for" % (
             version,
             wanted["version"],
-            install,
         )
-    return None
+    else:
+        return None
+    return Obstacle(what, install)
 
 
-def _elsewhere(wanted: Mapping[str, Any], facts: Mapping[str, Any]) -> Optional[str]:
+def _elsewhere(wanted: Mapping[str, Any], facts: Mapping[str, Any]) -> Optional[Obstacle]:
     """Return that only another Python sees TensorRT, where one of the right version does."""
     for found in facts["tensorrt_elsewhere"] if wanted["module"] == "tensorrt" else ():
         if _major(found["version"] or "0") != _major(wanted["version"]):
             continue
         # Debian's python3/dist-packages belongs to the system's own Python, whichever it is.
         python = found["python"] if "." in found["python"] else "3"
+        start = "start the bundle with `/usr/bin/python%s`" % python
         if facts["isolated"] and python in ("3", facts["python"]):
-            return (
-                "this virtual environment does not see the system's TensorRT %s:"
-                " `python3 -m venv --system-site-packages FOLDER` makes one that does,"
-                " or start the bundle with `/usr/bin/python%s`" % (found["version"], python)
+            return Obstacle(
+                "this virtual environment does not see the system's TensorRT %s" % found["version"],
+                "`python3 -m venv --system-site-packages FOLDER` makes one that does, or " + start,
             )
-        return (
-            "TensorRT %s is installed for another Python than this %s:"
-            " start the bundle with `/usr/bin/python%s`"
-            % (found["version"], facts["python"], python)
+        return Obstacle(
+            "TensorRT %s is installed for another Python than this %s"
+            % (found["version"], facts["python"]),
+            start,
         )
     return None
 
@@ -186,7 +199,7 @@ def _wrong_index(found: Mapping[str, Any], facts: Mapping[str, Any]) -> Optional
     return None
 
 
-def _cudart(wanted: Mapping[str, Any], facts: Mapping[str, Any]) -> Optional[str]:
+def _cudart(wanted: Mapping[str, Any], facts: Mapping[str, Any]) -> Optional[Obstacle]:
     cuda = facts["driver_cuda"]
     # A runtime runs under the drivers of its own major version and of later ones.
     majors = [_major(found["version"]) for found in facts["cudart"]]
@@ -199,23 +212,23 @@ def _cudart(wanted: Mapping[str, Any], facts: Mapping[str, Any]) -> Optional[str
         # From CUDA 13 on the package's name has no version in it.
         suffix = "-cu%d" % major if major < 13 else ""
         install = "`python3 -m pip install 'nvidia-cuda-runtime%s==%d.*'`" % (suffix, major)
-    if facts["cudart"]:
-        return "the CUDA runtime %s needs a newer driver than this one, of CUDA %s: %s" % (
-            facts["cudart"][-1]["version"],
-            cuda,
-            install,
-        )
-    return "the CUDA runtime (libcudart.so.%d) is not installed: %s" % (major, install)
+    if not majors:
+        return Obstacle("the CUDA runtime (libcudart.so.%d) is not installed" % major, install)
+    return Obstacle(
+        "the CUDA runtime %s needs a newer driver than this one, of CUDA %s"
+        % (facts["cudart"][-1]["version"], cuda),
+        install,
+    )
 
 
-def _dla(wanted: Mapping[str, Any], facts: Mapping[str, Any]) -> Optional[str]:
+def _dla(wanted: Mapping[str, Any], facts: Mapping[str, Any]) -> Optional[Obstacle]:
     core, cores = wanted.get("dla_core"), facts["dla_cores"]
     if core is None or cores is None or core < cores:
         return None
-    return (
-        "the bundle wants DLA core %d, and %s has %d:"
-        " `edgepack build MODEL -t TARGET`, with the target of this module"
-        % (core, facts["module"] or "this module", cores)
+    return Obstacle(
+        "the bundle wants DLA core %d, and %s has %d"
+        % (core, facts["module"] or "this module", cores),
+        "`edgepack build MODEL -t TARGET`, with the target of this module",
     )
 
 
