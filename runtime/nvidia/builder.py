@@ -360,9 +360,7 @@ class _Build:
         )
 
     def _failed(self) -> BuildFailed:
-        message, hint = explain(
-            list(self._journal.errors), self._name, driver=read_kernel_driver("/")
-        )
+        message, hint = explain(self._journal, self._name, driver=read_kernel_driver("/"))
         return BuildFailed(message, hint, tuple(self._journal.lines))
 
 

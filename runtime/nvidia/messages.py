@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections
 import re
 import sys
-from typing import Any, Callable, Deque, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Callable, Deque, List, NamedTuple, Optional, Tuple
 
 from .onnxnodes import name_node
 
@@ -109,6 +109,7 @@ class Journal:
     ) -> None:
         self.lines: Deque[str] = collections.deque(maxlen=_KEPT)
         self.errors: Deque[str] = collections.deque(maxlen=_KEPT_ERRORS)
+        self.warnings: Deque[str] = collections.deque(maxlen=_KEPT_ERRORS)
         self.watch = watch
         self._write = write
 
@@ -122,6 +123,8 @@ class Journal:
         text = text.strip()
         if letter in "FE":
             self.errors.append(text[:_MAX_LINE])
+        elif letter == "W":
+            self.warnings.append(text[:_MAX_LINE])
         line = "[%s] %s" % (letter, text[:_MAX_LINE])
         self.lines.append(line)
         if self._write is not None:
@@ -151,15 +154,18 @@ def make_logger(trt: Any, journal: Journal) -> Any:
     return Logger()
 
 
-def explain(lines: Sequence[str], name: str, *, driver: Optional[str] = None) -> Explained:
+def explain(journal: Journal, name: str, *, driver: Optional[str] = None) -> Explained:
     """Return what went wrong, and a fix where one is known.
 
+    TensorRT 8.5 warns of what ends it, such as a missing driver, so warnings count where no error
+    tells a known cause.
+
     Args:
-        lines: The logger's errors, oldest first.
+        journal: What the logger said.
         name: TensorRT's name and version.
         driver: The kernel driver's version, where there is one.
     """
-    for line in lines:
+    for line in (*journal.errors, *journal.warnings):
         found = _CUDA.search(line)
         if found and int(found.group(1)) != _OUT_OF_MEMORY:
             return _explain_cuda(int(found.group(1)), name, driver)
@@ -167,8 +173,8 @@ def explain(lines: Sequence[str], name: str, *, driver: Optional[str] = None) ->
             caught = re.search(cause.pattern, line)
             if caught:
                 return cause.sentence.format(*caught.groups()), cause.hint
-    if lines:
-        return "%s built no engine: %s" % (name, _plain(lines[-1])), None
+    if journal.errors:
+        return "%s built no engine: %s" % (name, _plain(journal.errors[-1])), None
     return "%s built no engine, and did not say why" % name, None
 
 
