@@ -6,6 +6,17 @@ import os
 from pathlib import Path
 
 _PACKAGE = Path(__file__).resolve().parent
+# The head of a program that uses the runtime; its first argument is `data_dir("runtime")`. Loads
+# the package from its folder alone, so that nothing beside it can be imported by accident.
+RUNTIME_LOADER = """\
+import sys
+from importlib.util import module_from_spec, spec_from_file_location
+folder = sys.argv.pop(1)
+spec = spec_from_file_location("runtime", folder + "/__init__.py",
+                               submodule_search_locations=[folder])
+sys.modules["runtime"] = package = module_from_spec(spec)
+spec.loader.exec_module(package)
+"""
 
 
 def data_dir(kind: str) -> Path:

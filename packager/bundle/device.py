@@ -6,12 +6,13 @@ import json
 import os
 import re
 import sys
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from packager import errors
 from packager.errors import EdgepackError, ExternalToolError
 from packager.process import describe, run
-from packager.resources import data_dir
+from packager.resources import RUNTIME_LOADER, data_dir
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -35,16 +36,6 @@ _MESSAGE: Final = re.compile(
     r"^error: (?P<error>.*?)(\n\nhint: (?P<hint>.*))?\Z", re.MULTILINE | re.DOTALL
 )
 
-# Loads the package from its folder alone, so that nothing beside it can be imported by accident.
-_SHIM: Final = """\
-import sys
-from importlib.util import module_from_spec, spec_from_file_location
-folder = sys.argv.pop(1)
-spec = spec_from_file_location("runtime", folder + "/__init__.py",
-                               submodule_search_locations=[folder])
-sys.modules["runtime"] = package = module_from_spec(spec)
-spec.loader.exec_module(package)
-"""
 _MAIN: Final = """\
 from runtime.main import main
 sys.exit(main(sys.argv[1:], None))
@@ -63,13 +54,23 @@ except DeviceError as fault:
     sys.exit("error: " + fault.message)
 """
 # Not started with -S: it is asked whether this Python imports TensorRT.
-_ENGINES: Final = """\
+_OBSTACLES: Final = """\
 import json
-from runtime.nvidia.device import gpu_facts, reasons_against_engine
+from runtime.nvidia.device import gpu_facts
+from runtime.nvidia.obstacles import obstacles
 facts = gpu_facts()
 wanted = json.loads(sys.argv[1])
-print(json.dumps({name: reasons_against_engine(fields, facts) for name, fields in wanted.items()}))
+found = {name: obstacles(fields, facts) for name, fields in wanted.items()}
+print(json.dumps({"gpu": facts, "obstacles": found}))
 """
+
+
+@dataclass(frozen=True, kw_only=True)
+class Obstacle:
+    """One thing in the way of an engine on this machine, and a command or step that mends it."""
+
+    what: str
+    fix: str
 
 
 def own_argv(arguments: Sequence[str], *, cache_dir: Path | None = None) -> list[str]:
@@ -92,7 +93,16 @@ def _own(program: str, cache_dir: Path | None, *arguments: str) -> list[str]:
     if cache_dir is not None:
         compiled = ["-X", f"pycache_prefix={cache_dir.absolute() / 'compiled'}"]
     folder = str(data_dir("runtime"))
-    return [sys.executable, "-I", "-S", *compiled, "-c", _SHIM + program, folder, *arguments]
+    return [
+        sys.executable,
+        "-I",
+        "-S",
+        *compiled,
+        "-c",
+        RUNTIME_LOADER + program,
+        folder,
+        *arguments,
+    ]
 
 
 def bundle_argv(bundle: Path, arguments: Sequence[str]) -> list[str]:
@@ -161,7 +171,8 @@ def detect_device() -> dict[str, Any]:
 def reasons_against(target: Target, facts: Mapping[str, Any]) -> list[str]:
     """Return why a machine cannot run what is built for `target`; empty where it can.
 
-    The same rules as the runtime's own, which decides on the device.
+    The same rules as the runtime's own, which decides on the device. A missing GPU is no reason:
+    the bundle then answers on the CPU, and `engine_obstacles` tells why.
 
     Args:
         target: The target.
@@ -202,6 +213,33 @@ def engines_wanted(targets: Sequence[Target]) -> dict[str, dict[str, Any]]:
     }
 
 
+def engine_obstacles(
+    targets: Sequence[Target],
+) -> tuple[dict[str, Any], dict[str, tuple[Obstacle, ...]]]:
+    """Return this machine's GPU, and what keeps the engines of targets from running on it.
+
+    The rules are the runtime's own, with the packages that this interpreter sees.
+
+    Args:
+        targets: Those without TensorRT are left out.
+
+    Returns:
+        (facts, obstacles): the runtime's `gpu_facts()`, empty where nothing of NVIDIA is here;
+        and by the target's name what is in the way, in the order to mend it.
+    """
+    wanted = engines_wanted(targets)
+    folder = str(data_dir("runtime"))
+    program = RUNTIME_LOADER + _OBSTACLES
+    argv = [sys.executable, "-I", "-B", "-c", program, folder, json.dumps(wanted)]
+    kept = {key: os.environ[key] for key in ("LANG", *_GPU_VARIABLES) if key in os.environ}
+    told = json.loads(run(argv, timeout_s=60, env=kept).stdout)
+    found = {
+        name: tuple(Obstacle(what=what, fix=fix) for what, fix in pairs)
+        for name, pairs in told["obstacles"].items()
+    }
+    return told["gpu"], found
+
+
 def reasons_against_engines(targets: Sequence[Target]) -> dict[str, list[str]]:
     """Return, by name, why this machine's GPU cannot run what TensorRT makes for a target.
 
@@ -210,12 +248,11 @@ def reasons_against_engines(targets: Sequence[Target]) -> dict[str, list[str]]:
     Args:
         targets: Targets that have TensorRT.
     """
-    wanted = engines_wanted(targets)
-    folder = str(data_dir("runtime"))
-    argv = [sys.executable, "-I", "-B", "-c", _SHIM + _ENGINES, folder, json.dumps(wanted)]
-    kept = {key: os.environ[key] for key in ("LANG", *_GPU_VARIABLES) if key in os.environ}
-    found: dict[str, list[str]] = json.loads(run(argv, timeout_s=60, env=kept).stdout)
-    return found
+    _, found = engine_obstacles(targets)
+    return {
+        name: [f"{obstacle.what}: {obstacle.fix}" for obstacle in obstacles]
+        for name, obstacles in found.items()
+    }
 
 
 def _libc_suffices(wanted: str, found: str | None) -> bool:

@@ -1,4 +1,4 @@
-"""Examines the build host: interpreter, packages, emulators, cache and disk."""
+"""Examines the build host: interpreter, packages, emulators, GPU, cache and disk."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import os
 import platform
 import shutil
 import sys
-from dataclasses import asdict, dataclass
 from importlib import metadata
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from packager.host.findings import Finding
+from packager.host.nvidia import nvidia_findings
 from packager.target import all_targets
 
 if TYPE_CHECKING:
@@ -20,31 +21,13 @@ _NEEDED = ("click", "jinja2", "numpy", "onnx", "onnxruntime", "onnxscript", "onn
 _LOW_DISK_BYTES = 2_000_000_000
 
 
-@dataclass(frozen=True, kw_only=True)
-class Finding:
-    """One thing that was looked at.
-
-    Attributes:
-        status: `ok`, `optional` (something works less well without it) or `missing`.
-        fix: A command or a step that mends it; None where nothing is to be mended.
-    """
-
-    status: str
-    what: str
-    found: str
-    fix: str | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the finding for `--json`."""
-        return asdict(self)
-
-
 def examine_host(cache_dir: Path) -> list[Finding]:
     """Return every finding, in the order a person would mend them."""
     return [
         *_interpreter(),
         *_packages(),
         *_emulators(),
+        *nvidia_findings(),
         *_storage(cache_dir),
         *_libraries(cache_dir),
     ]
