@@ -10,6 +10,7 @@ import click
 
 from packager.cli.options import as_json, cache_dir
 from packager.console import Console, human_size, table
+from packager.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -19,14 +20,23 @@ if TYPE_CHECKING:
 @click.argument("what", metavar="MODEL|BUNDLE")
 @click.option("--shape", "shapes", multiple=True, metavar="NAME=AXES", help="x=batch,3,224,224")
 @click.option("--dim", "dims", multiple=True, metavar="NAME=RANGE", help="batch=1..32,opt=8")
+@click.option("--layers", is_flag=True, help="of a bundle: every operator, not only their counts")
 @cache_dir
 @as_json
 def command(
-    what: str, shapes: tuple[str, ...], dims: tuple[str, ...], cache_dir: Path, *, as_json: bool
+    what: str,
+    shapes: tuple[str, ...],
+    dims: tuple[str, ...],
+    cache_dir: Path,
+    *,
+    layers: bool,
+    as_json: bool,
 ) -> None:
     """Show what a model or a bundle is.
 
     For a model: signature, operators, its size in every precision, what each target says to it.
+
+    For a bundle: what its engine depends on, where each operator runs, and in which precision.
     """
     console = Console(as_json=as_json)
     path = Path(what)
@@ -35,8 +45,14 @@ def command(
 
         check_bundle(path, cache_dir=cache_dir)
         manifest = read_manifest(path)
-        console.data(manifest, _bundle_lines(manifest))
+        data, lines = manifest, [*_bundle_lines(manifest)]
+        if layers or "tensorrt" in manifest:
+            more, told = _inside(path, manifest, cache_dir=cache_dir, layers=layers)
+            data, lines = {**manifest, "inspection": more}, [*lines, "", *told]
+        console.data(data, lines)
         return
+    if layers:
+        raise UsageError("`--layers` tells of bundles", hint=f"edgepack inspect {what}")
     from packager.importers.inspect import inspect_model
     from packager.pipeline.plan import resolve_recipe
     from packager.workspace import workspace
@@ -45,6 +61,25 @@ def command(
     with workspace(cache_dir) as work:
         found = inspect_model(recipe, workdir=work, reporter=console)
     console.data(found.to_json(), found.to_text())
+
+
+def _inside(
+    bundle: Path, manifest: dict[str, Any], *, cache_dir: Path, layers: bool
+) -> tuple[dict[str, Any], list[str]]:
+    """Return what a bundle's graphs and engine are, as data and as lines."""
+    from packager.backends.tensorrt.nodes import counts_by_precision, summary_rows, table_rows
+    from packager.bundle.inspection import bundle_layers, engine_facts, layers_json
+    from packager.workspace import workspace
+
+    facts = engine_facts(manifest)
+    with workspace(cache_dir) as work:
+        rows = bundle_layers(bundle, manifest, workdir=work)
+    lines = [*facts.to_text(), ""] if facts is not None else []
+    counts = ", ".join(f"{count} {word}" for word, count in counts_by_precision(rows).items())
+    lines += [f"{len(rows)} operators: {counts}", *table([*summary_rows(rows)])]
+    if layers:
+        lines += ["", *table([*table_rows(rows)])]
+    return layers_json(rows, every=layers), lines
 
 
 def _bundle_lines(manifest: dict[str, Any]) -> Iterator[str]:
