@@ -8,7 +8,7 @@ from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 
 from ..errors import ModelFault
 from .driver import read_kernel_driver
-from .messages import Journal, explain, make_logger, parser_sentences
+from .messages import Journal, explain, known_cause, make_logger, parser_sentences
 from .progress import LogLines, Pace, Phases, Report, make_monitor
 from .request import BuildRequest, Profile, reason_against_dla
 from .vendor import Vendor, working_tactic_libraries
@@ -120,6 +120,7 @@ class _Build:
             plan = self._serialize(network, config, Pace(progress, share=share))
             layers = self._inspect(plan)
             del plan
+        # Names of nodes are nobody's business. TensorRT-RTX 1.7 keeps them whatever is asked.
         config.profiling_verbosity = trt.ProfilingVerbosity.NONE
         pace = Pace(progress, start=share, share=1.0 - share, since=self._started)
         plan = self._serialize(network, config, pace)
@@ -350,7 +351,7 @@ class _Build:
 
     def _not_parsed(self, parser: Any) -> BuildFailed:
         sentences = parser_sentences(parser, self._request.path, self._name)
-        if not sentences:
+        if not sentences or known_cause(self._journal, self._name) is not None:
             return self._failed()
         more = len(sentences) - 1
         return BuildFailed(

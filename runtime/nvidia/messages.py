@@ -157,13 +157,26 @@ def make_logger(trt: Any, journal: Journal) -> Any:
 def explain(journal: Journal, name: str, *, driver: Optional[str] = None) -> Explained:
     """Return what went wrong, and a fix where one is known.
 
-    TensorRT 8.5 warns of what ends it, such as a missing driver, so warnings count where no error
-    tells a known cause.
-
     Args:
         journal: What the logger said.
         name: TensorRT's name and version.
         driver: The kernel driver's version, where there is one.
+    """
+    known = known_cause(journal, name, driver=driver)
+    if known is not None:
+        return known
+    if journal.errors:
+        return "%s built no engine: %s" % (name, _plain(journal.errors[-1])), None
+    return "%s built no engine, and did not say why" % name, None
+
+
+def known_cause(
+    journal: Journal, name: str, *, driver: Optional[str] = None
+) -> Optional[Explained]:
+    """Return a cause that has a sentence and a fix of its own; None for all others.
+
+    TensorRT 8.5 only warns of what ends it, such as a missing driver, so warnings count where no
+    error tells a known cause.
     """
     for line in (*journal.errors, *journal.warnings):
         found = _CUDA.search(line)
@@ -173,9 +186,7 @@ def explain(journal: Journal, name: str, *, driver: Optional[str] = None) -> Exp
             caught = re.search(cause.pattern, line)
             if caught:
                 return cause.sentence.format(*caught.groups()), cause.hint
-    if journal.errors:
-        return "%s built no engine: %s" % (name, _plain(journal.errors[-1])), None
-    return "%s built no engine, and did not say why" % name, None
+    return None
 
 
 def _explain_cuda(number: int, name: str, driver: Optional[str]) -> Explained:
