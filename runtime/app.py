@@ -79,7 +79,8 @@ class App:
         self._plain = _plain_protocol(manifest, release, self._signature)
         self._folder = release.folder
         self._openapi: Optional[bytes] = None
-        self.metrics = Metrics(self._info(manifest))
+        self._status: Optional[Callable[[], Dict[str, Any]]] = getattr(engine, "status", None)
+        self.metrics = Metrics(partial(self._info, manifest), self._status)
         self._server_metadata = _json_answer(
             {
                 "name": "edgepack",
@@ -87,7 +88,8 @@ class App:
                 "extensions": ["binary_tensor_data"],
             }
         )
-        self._model_metadata = _json_answer(self._metadata())
+        # an engine that never changes is described once
+        self._model_metadata = None if self._status else _json_answer(self._metadata())
         endpoints = self._endpoints()
         self._paths: Dict[str, _Endpoint] = {
             path: endpoints[name]
@@ -124,8 +126,8 @@ class App:
         return {
             "server_metadata": get("server_metadata", lambda _: self._server_metadata),
             "live": get("live", lambda _: _LIVE),
-            "ready": get("ready", lambda _: _READY if self.ready else _NOT_READY),
-            "model_metadata": get("model_metadata", lambda _: self._model_metadata),
+            "ready": get("ready", lambda _: self._show_readiness()),
+            "model_metadata": get("model_metadata", lambda _: self._show_metadata()),
             "metrics": get("metrics", lambda _: self._show_metrics()),
             "openapi": get("openapi", lambda _: self._show_openapi()),
             "infer": _Endpoint("infer", "POST", self._infer, quick=False),
@@ -201,32 +203,58 @@ class App:
                 return message, 404, "this server has `%s`" % self.version
         return "there is nothing at `%s`" % path[:80], 404, "see `/v2/models/%s`" % self.name
 
+    def _show_readiness(self) -> Answer:
+        if self._status is None:
+            return _READY if self.ready else _NOT_READY
+        document = {"ready": self.ready, **_describe_status(self._status())}
+        return _json_answer(document, 200 if self.ready else 503)
+
+    def _show_metadata(self) -> Answer:
+        return self._model_metadata or _json_answer(self._metadata())
+
     def _metadata(self) -> Dict[str, Any]:
-        engine = self._engine
-        return {
+        status = self._status() if self._status else None
+        running = _running(self._engine) if status is None else status["engine"]
+        document = {
             "name": self.name,
             "versions": [self.version],
-            "platform": engine.name,
+            "platform": running["name"],
             "inputs": [_describe(spec) for spec in self._signature.inputs.values()],
             "outputs": [_describe(spec) for spec in self._signature.outputs.values()],
-            "engine": engine.name,
-            "engine_version": engine.version,
-            "provider": engine.provider,
-            "precision": engine.precision,
+            "engine": running["name"],
+            "engine_version": running["version"],
+            "provider": running["provider"],
+            "precision": running["precision"],
         }
+        if status is not None:
+            document["accelerator"] = _describe_status(status)["accelerator"]
+        return document
 
     def _info(self, manifest: Mapping[str, Any]) -> Dict[str, Dict[str, str]]:
-        engine = self._engine
         target = str(manifest.get("target", {}).get("name", ""))
+        running = _running(self._engine) if self._status is None else self._status()["engine"]
         return {
             "edgepack_model_info": {"name": self.name, "version": self.version, "target": target},
             "edgepack_engine_info": {
-                "engine": engine.name,
-                "version": engine.version,
-                "provider": engine.provider,
-                "precision": engine.precision,
+                "engine": running["name"],
+                "version": running["version"],
+                "provider": running["provider"],
+                "precision": running["precision"],
             },
         }
+
+
+def _running(engine: Any) -> Dict[str, str]:
+    return {key: getattr(engine, key) for key in ("name", "version", "provider", "precision")}
+
+
+def _describe_status(status: Mapping[str, Any]) -> Dict[str, Any]:
+    """Return what a client is told of an engine that may change: who answers, and why."""
+    told = {key: status[key] for key in ("wanted", "state", "reason", "notes")}
+    for key in ("progress", "seconds_left", "step"):
+        if key in status:
+            told[key] = status[key]
+    return {"engine": status["engine"]["name"], "accelerator": told}
 
 
 def _plain_protocol(

@@ -8,7 +8,7 @@ import time
 from typing import Any, Dict, List, Optional
 
 from .detect import check_fits, detect_device
-from .engine import open_engine
+from .engine import describe_choice, open_engine
 from .errors import ModelFault
 from .golden import read_sample
 from .release import open_release
@@ -53,6 +53,7 @@ def run_bench(
                 engine.run(feeds)
             latencies_ms = _measure(lambda: engine.run(feeds), seconds, runs)
             throughput = _measure_throughput(lambda: engine.run(feeds), seconds, runs)
+            choice = describe_choice(engine)
         finally:
             engine.close()
         latencies_ms.sort()
@@ -60,6 +61,7 @@ def run_bench(
             "engine": "%s %s" % (engine.name, engine.version),
             "provider": engine.provider,
             "precision": engine.precision,
+            **({} if choice is None else {"accelerator": choice}),
             "threads": engine.threads,
             "runs": len(latencies_ms),
             "p50_latency_ms": _percentile(latencies_ms, 0.50),

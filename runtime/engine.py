@@ -90,12 +90,20 @@ _ENGINES: Dict[str, Callable[[Any, Optional[int]], Engine]] = {
 }
 
 
-def open_engine(release: Any, threads: Optional[int] = None) -> Engine:
+def open_engine(
+    release: Any, threads: Optional[int] = None, *, serving: bool = False, retune: bool = False
+) -> Engine:
     """Return the release's engine with its model loaded.
+
+    Where the release is for TensorRT, ONNX Runtime is loaded first and answers whenever there is
+    no engine; `runtime.nvidia.switching` says which one does.
 
     Args:
         release: Has `.folder` and `.manifest`.
         threads: 0 for every core that this process may use, None for the manifest's choice.
+        serving: Build an engine of TensorRT where there is none, in the background; otherwise one
+            is used only if it is there.
+        retune: With `serving`, build a new one even where one fits.
 
     Raises:
         ModelFault: an engine that this runtime does not have, or a model that does not load.
@@ -109,11 +117,43 @@ def open_engine(release: Any, threads: Optional[int] = None) -> Engine:
             % (name, ", ".join("`%s`" % known for known in sorted(_ENGINES))),
             hint="install a bundle made for this device",
         )
-    if release.manifest["engine"].get("parts") is not None:
-        from .parts import open_parts
+    engine = _open(make, release, threads)
+    if not release.manifest.get("tensorrt"):
+        return engine
+    from .nvidia.maker import serve_switching, use_kept
 
-        return open_parts(release, threads)
-    return make(release, threads)
+    if serving:
+        return serve_switching(release, engine, retune=retune)
+    return use_kept(release, engine)
+
+
+def _open(
+    make: Callable[[Any, Optional[int]], Engine], release: Any, threads: Optional[int]
+) -> Engine:
+    if release.manifest["engine"].get("parts") is None:
+        return make(release, threads)
+    from .parts import open_parts
+
+    return open_parts(release, threads)
+
+
+def describe_choice(engine: Engine) -> Optional[str]:
+    """Return in a sentence which engine answers and why, None where there is no choice."""
+    status = getattr(engine, "status", None)
+    if status is None:
+        return None
+    told = status()
+    running = told["engine"]
+    said = "%s %s, %s, %s; %s is %s" % (
+        running["name"],
+        running["version"],
+        running["provider"],
+        running["precision"],
+        told["wanted"],
+        told["state"],
+    )
+    reasons = [reason for reason in (told["reason"], *told["notes"]) if reason]
+    return ": ".join([said, "; ".join(reasons)]) if reasons else said
 
 
 def available_cores() -> int:

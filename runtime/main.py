@@ -23,6 +23,10 @@ COMMANDS: Dict[str, Command] = {
             Option(
                 ("--port",), "N", "0 takes a free one", whole(0, 65535), "0 to 65535", default=8000
             ),
+            Option(
+                ("--retune",), "", "build TensorRT's engine anew, even one that was rejected",
+                default=False,
+            ),
             _THREADS,
         ),
     ),
@@ -120,7 +124,7 @@ def serve(root: Optional[str], values: Dict[str, Any]) -> None:
     with opened.result() as release:
         _check_device(release)
         _tell_engine(release.manifest)
-        engine = open_engine(release, values["threads"])
+        engine = open_engine(release, values["threads"], serving=True, retune=values["retune"])
         try:
             listen(load_app(release, engine), host=values["host"], port=values["port"])
         finally:

@@ -5,15 +5,20 @@ from __future__ import annotations
 import os
 import time
 from bisect import bisect_left
-from typing import Dict, List, Mapping, Tuple
+from typing import Any, Callable, Dict, List, Mapping, Optional, Tuple
 
 CONTENT_TYPE = b"Content-Type: text/plain; version=0.0.4; charset=utf-8\r\n"
 BUCKETS_S = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0,
              2.5, 5.0)  # fmt: skip
+ENGINE_STATES = ("missing", "building", "checking", "live", "stale", "refused")
 
 
 class Metrics:
     """What one server has done; changed by its loop only.
+
+    Args:
+        info: Returns the labels of what the server is, by metric.
+        engine: Returns the state of an engine that may change; None for one that does not.
 
     Attributes:
         in_flight: Requests being answered.
@@ -21,11 +26,16 @@ class Metrics:
         refused_connections: Connections turned away because there were too many.
     """
 
-    def __init__(self, info: Mapping[str, Mapping[str, str]]) -> None:
+    def __init__(
+        self,
+        info: Callable[[], Mapping[str, Mapping[str, str]]],
+        engine: Optional[Callable[[], Mapping[str, Any]]] = None,
+    ) -> None:
         self.in_flight = 0
         self.connections = 0
         self.refused_connections = 0
         self._info = info
+        self._engine = engine
         self._requests: Dict[Tuple[str, int], int] = {}
         # per route: one count a bucket, one past the last, and the sum of seconds
         self._seconds: Dict[str, Tuple[List[int], List[float]]] = {}
@@ -43,7 +53,7 @@ class Metrics:
     def text(self) -> str:
         """Return everything in the exposition format."""
         lines: List[str] = []
-        for name, labels in self._info.items():
+        for name, labels in self._info().items():
             _describe(lines, name, "gauge", "Always 1; the labels tell.")
             lines.append("%s%s 1" % (name, _labels(labels)))
         _describe(lines, "edgepack_requests_total", "counter", "Answers by route and status.")
@@ -64,6 +74,8 @@ class Metrics:
         for name, kind, meaning, value in plain:
             _describe(lines, name, kind, meaning)
             lines.append("%s %d" % (name, value))
+        if self._engine is not None:
+            _accelerator(lines, self._engine())
         _process(lines)
         return "\n".join(lines) + "\n"
 
@@ -77,6 +89,34 @@ class Metrics:
                 lines.append("%s_bucket%s %d" % (name, labels, seen))
             lines.append("%s_sum%s %.9g" % (name, _labels({"route": route}), total[0]))
             lines.append("%s_count%s %d" % (name, _labels({"route": route}), seen))
+
+
+def _accelerator(lines: List[str], status: Mapping[str, Any]) -> None:
+    """Append the state of an engine that may change."""
+    _describe(lines, "edgepack_engine_state", "gauge", "1 for the state that the engine is in.")
+    for state in ENGINE_STATES:
+        labels = _labels({"state": state, "wanted": status["wanted"]})
+        lines.append("edgepack_engine_state%s %d" % (labels, state == status["state"]))
+    plain = [
+        ("fallback", "gauge", "Whether the fallback answers.", status["fallback"]),
+        ("faults_total", "counter", "Calls that failed in the wanted engine.", status["faults"]),
+        (
+            "rescued_total",
+            "counter",
+            "Calls that the fallback answered after such a failure.",
+            status["rescued"],
+        ),
+    ]
+    for name, kind, meaning, value in plain:
+        _describe(lines, "edgepack_engine_" + name, kind, meaning)
+        lines.append("edgepack_engine_%s %d" % (name, value))
+    for key, name, meaning in (
+        ("progress", "build_progress_ratio", "How much of the build is done, 0 to 1."),
+        ("seconds_left", "build_left_seconds", "Estimate of what the build still takes."),
+    ):
+        if status.get(key) is not None:
+            _describe(lines, "edgepack_engine_" + name, "gauge", meaning)
+            lines.append("edgepack_engine_%s %.9g" % (name, status[key]))
 
 
 def _process(lines: List[str]) -> None:

@@ -8,7 +8,7 @@ import os
 from typing import Any, Dict, List, Mapping, Optional, Sequence
 
 from .detect import check_fits, detect_device
-from .engine import open_engine
+from .engine import describe_choice, open_engine
 from .errors import InputOutputFault, UsageFault
 from .npz import read_npy, read_npz, write_npz
 from .release import Release, open_release
@@ -67,21 +67,24 @@ def run_predict(
             {"input": os.path.basename(name), "outputs": _describe(outputs, labels, top, known)}
             for name, outputs in zip(inputs, answers)  # noqa: B905 - CPython 3.8 has no strict
         ]
+        choice = describe_choice(engine)
         if as_json:
-            document = {
+            document: Dict[str, Any] = {
                 "model": release.manifest["name"],
                 "version": release.manifest["version"],
                 "engine": "%s %s" % (engine.name, engine.version),
                 "precision": engine.precision,
                 "results": results,
             }
+            if choice is not None:
+                document["accelerator"] = choice
             return [json.dumps(document, ensure_ascii=False, indent=2)]
     lines: List[str] = []
     for result in results:
         lines.append(result["input"] + ":")
         for name, view in result["outputs"].items():
             lines.extend(_lines(name, view))
-    return lines
+    return lines if choice is None else [*lines, "engine: " + choice]
 
 
 def _read_feeds(path: str, signature: Signature, release: Release) -> Dict[str, Tensor]:

@@ -59,12 +59,13 @@ def run_samples(release: Release) -> Dict[str, Any]:
         IntegrityFault: one comes out otherwise than recorded.
         ModelFault: the model does not load or run.
     """
-    from .engine import open_engine
+    from .engine import describe_choice, open_engine
     from .golden import self_test
 
     engine = open_engine(release)
     try:
-        outcome = self_test(release, engine)
+        outcome = self_test(release, engine, getattr(engine, "golden_level", None))
+        choice = describe_choice(engine)
     finally:
         engine.close()
     if not outcome.passed:
@@ -73,7 +74,7 @@ def run_samples(release: Release) -> Dict[str, Any]:
             "edgepack build again on, or for, a CPU like this one",
         )
     nearest = [o.artifact.cosine for sample in outcome.samples for o in sample.outputs]
-    return {
+    result = {
         "self_test": "passed, %d golden samples" % len(outcome.samples),
         "cpu": outcome.cpu,
         "golden_cpu": outcome.expected_cpu,
@@ -81,3 +82,6 @@ def run_samples(release: Release) -> Dict[str, Any]:
         "engine": "%s %s, %s, %s"
         % (engine.name, engine.version, engine.provider, engine.precision),
     }
+    if choice is not None:
+        result["accelerator"] = choice
+    return result

@@ -1,46 +1,23 @@
 """Brings an engine into service and keeps it there: finds, builds, checks, tries again."""
 
-# ruff: noqa: N818 - the exceptions are outcomes, not errors
-
 from __future__ import annotations
 
 import contextlib
 import threading
 import time
-from typing import Any, Callable, Iterator, List, Mapping, NamedTuple, Optional
+from typing import Any, Callable, Iterator, List, Mapping, Optional
 
 from ..engine import Engine
 from ..errors import DeviceError, InputOutputFault
 from . import acceptance
 from .fingerprint import differences, soft_differences
-from .making import Maker, Policy
+from .making import Found, Maker, Policy, Rejected, Stopped, Unusable
 from .store import EngineStore
 from .switching import Progress, SwitchingEngine, describe
 
 JOIN_S = 15.0
 _OTHER_PROCESS_S = 0.5
 _FAILED_BUILDS, _STARTS = "failed_builds", "unfinished_starts"
-
-
-class _Found(NamedTuple):
-    """An engine file that fits, and what it was tuned under."""
-
-    path: str
-    sha256: str
-    soft: Mapping[str, Any]
-    carried: bool
-
-
-class _Stopped(Exception):
-    """Nobody waits for the outcome any more."""
-
-
-class _Rejected(Exception):
-    """The engine is not to be built or used again."""
-
-
-class _Unusable(DeviceError):
-    """An engine that never served does not load or run: its build failed."""
 
 
 class Lifecycle:
@@ -85,7 +62,9 @@ class Lifecycle:
         self._live_since = 0.0
         self._stop = threading.Event()
         self._wake = threading.Event()
-        self._fault: Optional[str] = None
+        self._fault: Optional[Exception] = None
+        self._tuned: Mapping[str, Any] = {}
+        self._own_notes: List[str] = []
         self._thread: Optional[threading.Thread] = None
         switch.attach(self._on_fault, self.stop)
 
@@ -122,17 +101,20 @@ class Lifecycle:
                 self._build_anew()
             self._sweep()
             while True:
-                self._wake.wait()
+                woken = self._wake.wait(self._policy.look_s)
                 self._check_stop()
-                self._wake.clear()
-                self._recover()
+                if woken:
+                    self._wake.clear()
+                    self._recover()
+                else:
+                    self._look()
 
     @contextlib.contextmanager
     def _told(self) -> Iterator[None]:
         """Turn whatever ends the work into a state: the server goes on."""
         try:
             yield
-        except (_Stopped, _Rejected):
+        except (Stopped, Rejected):
             pass
         except Exception as fault:  # noqa: BLE001 - a vendor library may raise anything
             self._tell("refused", describe(fault))
@@ -163,11 +145,11 @@ class Lifecycle:
                     build = False
                 else:
                     return self._use(found)
-            except (_Stopped, _Rejected):
+            except (Stopped, Rejected):
                 raise
             except Exception as fault:  # noqa: BLE001 - a vendor library may raise anything
                 self._check_stop()
-                if found is not None and not isinstance(fault, _Unusable):
+                if found is not None and not isinstance(fault, Unusable):
                     self._pause_load(describe(fault))
                 elif found is not None and found.carried:
                     self._skip_carried = True
@@ -182,7 +164,7 @@ class Lifecycle:
         state = self._switch.state
         try:
             self._bring_up(build_first=True)
-        except _Rejected:
+        except Rejected:
             if self._switch.golden_level is None:
                 raise
             self._notes.append("the new engine is not used: %s" % self._switch.reason)
@@ -191,32 +173,47 @@ class Lifecycle:
     def _recover(self) -> None:
         """Load an engine again that failed while it served."""
         self._switch.close_retired()
-        reason = self._fault
-        if reason is None:
+        fault = self._fault
+        if fault is None:
             return
         self._fault = None
         if self._clock() - self._live_since > self._policy.forgotten_after_s:
             self._load_failures = 0
-        self._pause_load("it failed while it served: %s" % reason)
+        reason = "it failed while it served: %s" % describe(fault)
+        if getattr(fault, "is_lost", False):
+            # CUDA says that nothing works in this process any more.
+            self._reject("%s; start the server again to use the GPU" % reason, lasting=False)
+        self._pause_load(reason)
         self._bring_up(build_first=False)
 
-    def _find(self) -> Optional[_Found]:
+    def _look(self) -> None:
+        """Tell what has changed around an engine that serves, such as the power mode."""
+        before = self._switch.state
+        try:
+            changed = soft_differences(self._tuned, self._maker.soft())
+        except Exception:  # noqa: BLE001 - what cannot be seen has not changed
+            return
+        state = "stale" if changed else "live"
+        if before in ("live", "stale") and before != state:
+            self._switch.tell_if_serving(state, [*changed, *self._own_notes, *self._notes])
+
+    def _find(self) -> Optional[Found]:
         """Return this device's own engine, else the bundle's, else None."""
         path = self._store.find(self._fingerprint)
         entry = self._store.entry(self._fingerprint)
         if path is not None and entry is not None:
-            return _Found(path, str(entry["sha256"]), entry.get("soft") or {}, False)
+            return Found(path, str(entry["sha256"]), entry.get("soft") or {}, False)
         carried = None if self._skip_carried else self._maker.carried()
         if carried is None:
             return None
-        return _Found(carried.path, carried.sha256, carried.soft, True)
+        return Found(carried.path, carried.sha256, carried.soft, True)
 
     def _build(self, *, again: bool) -> None:
         """Build an engine into the store, unless another process has done so meanwhile."""
         self._tell("building", "another process is building it")
         with self._store.building(self._fingerprint, self._wait) as held:
             if not held:
-                raise _Stopped
+                raise Stopped
             if not again and self._store.find(self._fingerprint) is not None:
                 return
             reason = self._why_build()
@@ -245,12 +242,12 @@ class Lifecycle:
         changed = differences(self._maker.facts(), newest["facts"])
         return "; ".join(changed) or "the engine for this device is built again"
 
-    def _use(self, found: _Found) -> None:
+    def _use(self, found: Found) -> None:
         """Load, check and switch in an engine.
 
         Raises:
-            _Rejected: it is not to be used again.
-            _Unusable: it never served, and does not load or run.
+            Rejected: it is not to be used again.
+            Unusable: it never served, and does not load or run.
             DeviceError: it served before, and does not load or run now.
         """
         here = self._maker.soft()
@@ -270,22 +267,25 @@ class Lifecycle:
                 engine.close()
             if not trusted:
                 self._clear(_STARTS)
-            outcome = isinstance(fault, (_Rejected, _Stopped)) or not isinstance(fault, Exception)
+            outcome = isinstance(fault, (Rejected, Stopped)) or not isinstance(fault, Exception)
             if known is None and not outcome:
-                raise _Unusable(describe(fault)) from fault
+                raise Unusable(describe(fault)) from fault
             raise
         if not trusted:
             self._clear(_STARTS)
-        changed = soft_differences(found.soft, here)
         self._live_since = self._clock()
         self._fault = None
-        self._switch.switch(engine, "stale" if changed else "live", [*changed, *self._notes])
+        self._tuned = found.soft
+        self._own_notes = list(getattr(engine, "notes", ()))
+        changed = soft_differences(found.soft, here)
+        notes = [*changed, *self._own_notes, *self._notes]
+        self._switch.switch(engine, "stale" if changed else "live", notes)
         self._switch.close_retired()
 
     def _check(
         self,
         engine: Engine,
-        found: _Found,
+        found: Found,
         here: Mapping[str, Any],
         known: Optional[Mapping[str, Any]],
     ) -> None:
@@ -311,7 +311,7 @@ class Lifecycle:
             self._reject("the engine is not used: %s" % verdict.failure)
         else:
             # It was right under another driver: one that is built under this may be as well.
-            raise _Unusable(verdict.failure)
+            raise Unusable(verdict.failure)
 
     def _pause_build(self, fault: BaseException) -> None:
         """Wait before the next build, or give up where builds failed too often."""
@@ -342,13 +342,13 @@ class Lifecycle:
     def _pause(self, state: str, reason: str, pause_s: float) -> None:
         self._tell(state, "%s; it is tried again in %d s" % (reason, pause_s))
         if self._stop.wait(pause_s):
-            raise _Stopped
+            raise Stopped
 
     def _count_start(self) -> None:
         """Refuse an engine that ended this process before: a crash must not come with each start.
 
         Raises:
-            _Rejected: it did so too often.
+            Rejected: it did so too often.
         """
         with self._kept():
             starts = self._store.count(self._fingerprint, _STARTS)
@@ -364,7 +364,7 @@ class Lifecycle:
             with self._kept():
                 self._store.reject(self._fingerprint, reason)
         self._tell("refused", reason)
-        raise _Rejected
+        raise Rejected
 
     @contextlib.contextmanager
     def _kept(self) -> Iterator[None]:
@@ -384,10 +384,10 @@ class Lifecycle:
 
     def _check_stop(self) -> None:
         if self._stop.is_set():
-            raise _Stopped
+            raise Stopped
 
-    def _on_fault(self, reason: str) -> None:
-        self._fault = reason
+    def _on_fault(self, fault: Exception) -> None:
+        self._fault = fault
         self._wake.set()
 
     def _tell(

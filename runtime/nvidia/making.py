@@ -1,10 +1,13 @@
 """What the state machine asks of whoever makes engines, and how often it asks."""
 
+# ruff: noqa: N818 - the exceptions are outcomes, not errors
+
 from __future__ import annotations
 
 from typing import Any, Callable, Dict, Mapping, NamedTuple, Optional, Protocol, Tuple
 
 from ..engine import Engine
+from ..errors import DeviceError
 from .switching import Progress
 
 
@@ -15,12 +18,14 @@ class Policy(NamedTuple):
         build_pauses_s: After each failed build but the last. The count outlives the process.
         load_pauses_s: After each time an accepted engine fails to load or to run, but the last.
         forgotten_after_s: An engine that served for this long begins with no failures again.
+        look_s: Between looks at the soft facts while an engine serves.
         starts: Processes that may end while they load and check an engine, before it is rejected.
     """
 
     build_pauses_s: Tuple[float, ...] = (60.0, 600.0)
     load_pauses_s: Tuple[float, ...] = (10.0, 60.0, 300.0)
     forgotten_after_s: float = 3600.0
+    look_s: float = 60.0
     starts: int = 2
 
 
@@ -64,3 +69,24 @@ class Maker(Protocol):
 
     def load(self, path: str) -> Engine:
         """Return a loaded engine of the whole model."""
+
+
+class Found(NamedTuple):
+    """An engine file that fits, and what it was tuned under."""
+
+    path: str
+    sha256: str
+    soft: Mapping[str, Any]
+    carried: bool
+
+
+class Stopped(Exception):
+    """Nobody waits for the outcome any more."""
+
+
+class Rejected(Exception):
+    """The engine is not to be built or used again."""
+
+
+class Unusable(DeviceError):
+    """An engine that never served does not load or run: its build failed."""

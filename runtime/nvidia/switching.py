@@ -54,6 +54,7 @@ class SwitchingEngine:
     Args:
         fallback: Answers at first; stays open, because the other may fail at any time.
         wanted: The engine that the release asks for, such as `tensorrt`.
+        announce: Takes a sentence at every change of the state or its reason.
 
     Attributes:
         wanted: As given.
@@ -61,7 +62,12 @@ class SwitchingEngine:
         rescued: Those of them that the fallback answered.
     """
 
-    def __init__(self, fallback: Engine, wanted: str = "tensorrt") -> None:
+    def __init__(
+        self,
+        fallback: Engine,
+        wanted: str = "tensorrt",
+        announce: Callable[[str], None] = lambda _: None,
+    ) -> None:
         self.wanted = wanted
         self.faults = 0
         self.rescued = 0
@@ -76,7 +82,9 @@ class SwitchingEngine:
         self._notes: List[str] = []
         self._retired: List[_Slot] = []
         self._closed = False
-        self._on_fault: Callable[[str], None] = lambda _: None
+        self._announce = announce
+        self._announced = ("missing", "")
+        self._on_fault: Callable[[Exception], None] = lambda _: None
         self._on_close: Callable[[], None] = lambda: None
 
     @property
@@ -174,7 +182,7 @@ class SwitchingEngine:
                 raise
             with self._lock:
                 self.faults += 1
-            reason = describe(fault)
+            failure = fault
         finally:
             self._leave(slot)
         other = self._enter(self._fallback)
@@ -183,7 +191,7 @@ class SwitchingEngine:
         finally:
             self._leave(other)
         # Only now is the engine to blame: what both refuse is the request's fault.
-        self._retire(slot, reason)
+        self._retire(slot, failure)
         return answer
 
     def close(self) -> None:
@@ -201,7 +209,7 @@ class SwitchingEngine:
 
     # What follows is for whoever finds, builds and checks engines.
 
-    def attach(self, on_fault: Callable[[str], None], on_close: Callable[[], None]) -> None:
+    def attach(self, on_fault: Callable[[Exception], None], on_close: Callable[[], None]) -> None:
         """Set what is told that an engine failed and was taken out, and that all ends."""
         self._on_fault, self._on_close = on_fault, on_close
 
@@ -219,6 +227,14 @@ class SwitchingEngine:
         with self._lock:
             self._state, self._reason, self._progress = state, reason, progress
             self._notes = list(notes)
+        self._announce_change()
+
+    def tell_if_serving(self, state: str, notes: Sequence[str]) -> None:
+        """Set `live` or `stale`, unless the engine has failed meanwhile."""
+        with self._lock:
+            if self._slot is not self._fallback:
+                self._state, self._notes = state, list(notes)
+        self._announce_change()
 
     def switch(self, engine: Engine, state: str, notes: Sequence[str] = ()) -> None:
         """Let an engine answer from now on; `close_retired` closes the one before."""
@@ -234,6 +250,8 @@ class SwitchingEngine:
                 self._notes = list(notes)
         if refused:
             engine.close()
+        else:
+            self._announce_change()
 
     def close_retired(self, timeout_s: Optional[float] = None) -> None:
         """Close the engines that get no new calls, each when its last one has returned.
@@ -266,7 +284,7 @@ class SwitchingEngine:
             if not slot.active:
                 self._idle.notify_all()
 
-    def _retire(self, slot: _Slot, reason: str) -> None:
+    def _retire(self, slot: _Slot, fault: Exception) -> None:
         """Take a failed engine out, once; whoever watches decides what follows."""
         with self._lock:
             self.rescued += 1
@@ -275,8 +293,20 @@ class SwitchingEngine:
             self._retired.append(slot)
             self._slot = self._fallback
             self._state, self._progress, self._notes = "refused", None, []
-            self._reason = "it failed while it served: %s" % reason
-        self._on_fault(reason)
+            self._reason = "it failed while it served: %s" % describe(fault)
+        self._announce_change()
+        self._on_fault(fault)
+
+    def _announce_change(self) -> None:
+        with self._lock:
+            engine = self._slot.engine
+            why = "; ".join([self._reason] if self._reason else self._notes)
+            now = (self._state, why)
+            if now == self._announced:
+                return
+            self._announced = now
+        text = "%s: %s, answers come from %s" % (self.wanted, now[0], engine.name)
+        self._announce("%s: %s" % (text, why) if why else text)
 
 
 def describe(fault: BaseException) -> str:

@@ -80,7 +80,7 @@ def test_an_engine_is_closed_only_after_its_last_call() -> None:
 
 
 def test_many_calls_that_fail_at_once_are_all_answered_and_retire_the_engine_once() -> None:
-    retired: list[str] = []
+    retired: list[Exception] = []
     gate = threading.Event()
     broken = SimulatedEngine(held=gate, fault=[CudaFault("lost") for _ in range(8)])
     switch = SwitchingEngine(fallback())
@@ -95,7 +95,7 @@ def test_many_calls_that_fail_at_once_are_all_answered_and_retire_the_engine_onc
     for caller in callers:
         caller.join(60)
     assert answers == [[3.0, -3.0]] * 8
-    assert retired == ["lost"]
+    assert [str(fault) for fault in retired] == ["lost"]
     told = switch.status()
     assert (told["state"], told["faults"], told["rescued"]) == ("refused", 8, 8)
     assert told["reason"] == "it failed while it served: lost"
