@@ -187,6 +187,7 @@ def reproduce_script(argv: Sequence[str], variables: Mapping[str, str]) -> str:
     return "\n".join([
         "#!/bin/sh",
         "# Repeats the build of this engine: sh %s [OUT_DIR]" % REPRODUCE,
+        "# shellcheck disable=SC2016  # words in single quotes are meant as they stand",
         "set -eu",
         'here=$(cd "$(dirname "$0")" && pwd)',
         'mkdir -p "${1:-$here/again}"',
