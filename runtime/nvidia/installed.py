@@ -176,7 +176,7 @@ def _describe(
     for name in sorted(os.listdir(folder)):
         told = _DISTRIBUTION[module].match(name)
         if told and len(told.group(3)) > len(version or ""):
-            version = told.group(3)
+            version = told.group(3).rstrip(".")
     carried = glob.glob(os.path.join(glob.escape(folder), module + "_libs", "*.so*"))
     # TensorRT 8 kept its libraries inside the module itself.
     carried += glob.glob(os.path.join(glob.escape(folder), module, "libnvinfer.so*"))

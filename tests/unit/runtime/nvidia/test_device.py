@@ -167,6 +167,17 @@ def test_what_another_python_has_is_told_apart(
     assert (elsewhere["python"], elsewhere["version"]) == ("3.10", "10.3.0.30")
 
 
+def test_a_later_wheel_of_one_version_has_that_version(
+    tmp_path: Path, driver: Path, facts_of: MakeFacts
+) -> None:
+    machine = machines.h100_server(tmp_path, driver)
+    (site,) = machine.interpreter.paths
+    for path in Path(site).glob("tensorrt_cu12*"):
+        path.rename(path.with_name(path.name.replace("10.13.3.9", "10.3.0.post1")))
+    (found,) = facts_of(machine)["tensorrt"]
+    assert found["version"] == "10.3.0"
+
+
 def test_a_runtime_reached_by_two_names_is_one(
     tmp_path: Path, driver: Path, facts_of: MakeFacts
 ) -> None:
