@@ -78,7 +78,13 @@ class TensorRTEngine:
         cudart.device_count()  # says what is missing in plainer words than TensorRT
         self.device = cudart.device_name()
         self._cudart = cudart
-        self._loaded = loaded = load(vendor, plan, host_code_allowed=host_code_allowed)
+        loaded = load(vendor, plan, host_code_allowed=host_code_allowed)
+        if signature is not None:
+            # answers come in the model's order
+            places = {name: place for place, name in enumerate(signature.outputs)}
+            ordered = sorted(loaded.outputs, key=lambda port: places.get(port.name, len(places)))
+            loaded = loaded._replace(outputs=tuple(ordered))
+        self._loaded = loaded
         names = tuple(port.name for port in loaded.inputs)
         self.interface = (names, tuple(port.name for port in loaded.outputs))
         self._promised = _promised_types(signature, loaded.inputs, loaded.outputs)
@@ -121,7 +127,7 @@ class TensorRTEngine:
 
         Args:
             feeds: A tensor for every input.
-            outputs: The names wanted, None for all in the engine's order.
+            outputs: The names wanted, None for all in the signature's order, or the engine's.
 
         Raises:
             BadRequest: an input is missing, unknown, of another type, or of a shape that no
@@ -271,10 +277,10 @@ class TensorRTEngine:
             lane: Optional[Lane] = None
             try:
                 lane = self._make_lane(self._contexts.create(), shared=self._shared)
-                # TensorRT 8 may allow each profile to one context only, and says so here
-                lane.output_shapes(opt, self._admit(opt))
                 if number == 0:
                     self._limits = self._find_limits(lane)
+                # the first lane holds this profile, which TensorRT 8 may then give to no other
+                lane.output_shapes(opt, self._admit(opt))
             except (CudaFault, EngineFault) as error:
                 if lane is not None:
                     lane.close()
@@ -307,7 +313,14 @@ class TensorRTEngine:
         if not self._cudart.can_map():
             chosen = {"memory": OWN}
         elif memory == "auto":
-            chosen = self._time_memory()
+            try:
+                chosen = self._time_memory()
+            except CudaFault as error:
+                if error.is_lost:
+                    raise
+                # drivers claim what they cannot do, and memory may not suffice for both kinds
+                self._contexts.notes.append("memory could not be timed: %s" % error.message)
+                chosen = {"memory": OWN}
         self._shared = chosen["memory"] == SHARED
         return chosen
 

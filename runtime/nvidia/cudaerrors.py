@@ -39,7 +39,10 @@ class Versions(Protocol):
     """What a sentence needs to know of the library; `Cudart` is one."""
 
     runtime_version: str
-    driver_version: str
+
+    @property
+    def driver_version(self) -> str:
+        """Return the CUDA version that the driver supports, empty without a driver."""
 
     def memory_info(self) -> Tuple[int, int]:
         """Return the GPU's free and total memory in bytes."""

@@ -68,7 +68,6 @@ class Cudart:
     Attributes:
         path: Of the library.
         runtime_version: Such as `12.6`.
-        driver_version: The CUDA version that the driver supports, empty without a driver.
         memcpy_async: `(to, from, bytes, kind, stream) -> status`, for calls that must be quick.
         graph_launch: `(graph, stream) -> status`.
         synchronize: `(stream) -> status`; other threads run meanwhile.
@@ -106,14 +105,18 @@ class Cudart:
         self.graph_launch = self._functions["cudaGraphLaunch"]
         self.synchronize = self._functions["cudaStreamSynchronize"]
         self._runtime = self._get_int("cudaRuntimeGetVersion", "asking for CUDA's version")
-        self._driver = self._get_int("cudaDriverGetVersion", "asking for the driver's version")
         self.runtime_version = _version(self._runtime)
-        self.driver_version = _version(self._driver) if self._driver else ""
 
     @property
     def fits_driver(self) -> bool:
         """Whether the driver is of this library's major version or a later one."""
-        return self._driver // 1000 >= self._runtime // 1000
+        return self._driver() // 1000 >= self._runtime // 1000
+
+    @property
+    def driver_version(self) -> str:
+        """Return the CUDA version that the driver supports, empty without a driver."""
+        number = self._driver()
+        return _version(number) if number else ""
 
     # -- devices ---------------------------------------------------------------------------
 
@@ -272,6 +275,9 @@ class Cudart:
         code = self._functions[name](*arguments)
         if code:
             self.fail(code, name, doing)
+
+    def _driver(self) -> int:
+        return self._get_int("cudaDriverGetVersion", "asking for the driver's version")
 
     def _get_int(self, name: str, doing: str, *arguments: Any) -> int:
         out = c_int()

@@ -262,8 +262,9 @@ class Lane:
             raise engine_fault("the engine failed: %s" % error, self._loaded.logger) from error
         if not done:
             for growing in self._growing.values():
-                if growing.problem is not None:
-                    raise growing.problem
+                problem, growing.problem = growing.problem, None
+                if problem is not None:
+                    raise problem
             raise engine_fault("the engine failed", self._loaded.logger)
         if not self._shared and self._out_bytes:
             self._check(

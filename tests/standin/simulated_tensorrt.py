@@ -12,7 +12,7 @@
 `trt` is a module object with the real names: `Runtime(logger).deserialize_cuda_engine(plan)`,
 `ICudaEngine`, `IExecutionContext`, `ILogger`, `Logger`, `IOutputAllocator`, `DataType`,
 `TensorIOMode`, `TensorLocation`, `Dims`; with `rtx` also `IRuntimeConfig` and `IRuntimeCache`.
-`simulated_vendor(trt)` wraps it as `runtime.nvidia.vendor.Vendor` would.
+`simulated_vendor(trt)` wraps it as a `runtime.nvidia.vendor.Vendor`.
 
 Outputs: `{"of": input, "scale":, "offset":}` computes `scale * x + offset` in the output's type;
 `{"sum": input}` sums each row of the first axis; `{"nonzero": input}` gives the elements that are
@@ -20,12 +20,13 @@ not zero, so that its size depends on the data. Work is queued on the stream and
 something waits for it. Contexts and engines hold device memory, so leaks show in
 `standin_live()` and out-of-memory is real (`standin_configure`). A plan names its TensorRT version
 and compute capability: another one is refused with the real library's sentences.
+
+CPython 3.8 reads this file: the adapter is tried in every interpreter that a device may have.
 """
 
 from __future__ import annotations
 
 import ctypes
-import itertools
 import json
 import math
 import os
@@ -36,9 +37,10 @@ import types
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from runtime.dtypes import BY_NAME, integer_range, pack, unpack
+from runtime.nvidia.vendor import NAMES, Vendor
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -78,17 +80,6 @@ class Faults:
     execute_s: float = 0.0
 
 
-class SimulatedVendor(NamedTuple):
-    """What the adapter reads of `runtime.nvidia.vendor.Vendor`."""
-
-    module: str
-    name: str
-    version: str
-    numbers: tuple[int, ...]
-    trt: Any
-    is_rtx: bool
-
-
 def build_cudart(folder: Path, name: str = "libcudart.so.12") -> Path:
     """Return the stand-in library, compiled into `folder`."""
     library = folder / name
@@ -118,20 +109,14 @@ def make_plan(
         "compute_capability": compute_capability,
         "host_inputs": list(host_inputs),
     }
-    return MAGIC + json.dumps(fields, sort_keys=True).encode()
+    return MAGIC + json.dumps(fields).encode()
 
 
-def simulated_vendor(trt: Any) -> SimulatedVendor:
+def simulated_vendor(trt: Any) -> Vendor:
     """Return a simulated module as the adapter is given one."""
-    rtx = hasattr(trt, "IRuntimeConfig")
-    return SimulatedVendor(
-        module="tensorrt_rtx" if rtx else "tensorrt",
-        name="TensorRT-RTX" if rtx else "TensorRT",
-        version=trt.__version__,
-        numbers=tuple(int(part) for part in trt.__version__.split(".")),
-        trt=trt,
-        is_rtx=rtx,
-    )
+    module = "tensorrt_rtx" if hasattr(trt, "IRuntimeCache") else "tensorrt"
+    numbers = tuple(int(part) for part in trt.__version__.split("."))
+    return Vendor(module, NAMES[module], trt.__version__, numbers, trt)
 
 
 def load_simulated(cudart: Path, *, version: str = "10.3.0.30", rtx: bool = False) -> Any:
@@ -146,7 +131,6 @@ def load_simulated(cudart: Path, *, version: str = "10.3.0.30", rtx: bool = Fals
     module.__version__ = version
     module.faults = Faults()
     module.library = _open(cudart)
-    module.counter = itertools.count()
     names = ["FLOAT", "HALF", "INT8", "INT32", "BOOL", "UINT8", "FP8"]
     if rtx or int(version.partition(".")[0]) >= 10:
         names += ["BF16", "INT64", "INT4"]
@@ -460,12 +444,13 @@ class IExecutionContext:
         if self.engine.module.faults.shape:
             return self._log(self.engine.module.faults.shape)
         declared = self._fields["inputs"][name][1]
-        fits = len(shape) == len(declared)
-        for size, known in zip(shape, declared, strict=False):
-            fits = fits and (known in (-1, size))
+        fits = len(shape) == len(declared) and all(
+            known in (-1, size)
+            for size, known in zip(shape, declared)  # noqa: B905 - not in 3.8
+        )
         if fits and -1 in declared and self._fields["profiles"]:
             low, _, high = self._fields["profiles"][self.active_optimization_profile][name]
-            fits = all(a <= b <= c for a, b, c in zip(low, shape, high, strict=True))
+            fits = all(a <= b <= c for a, b, c in zip(low, shape, high))  # noqa: B905
         if not fits:
             return self._log(
                 f"setInputShape: Error Code 3: dimensions {list(shape)} of {name} satisfy no"
@@ -541,7 +526,9 @@ class IExecutionContext:
             self._config.cache.content = b"kernels"
         if dynamic:
             library.cudaStreamSynchronize(stream_handle)
-            work.allocate(self._allocators, stream_handle)
+            failed = work.allocate(self._allocators, stream_handle)
+            if failed:
+                return self._log(f"enqueueV3: Error Code 2: no memory for output {failed}")
         call = CALLBACK(work)
         # the real library keeps what a graph needs as long as the context lives
         self._calls = [*self._calls, call] if capturing else [*self._calls[-64:], call]
@@ -586,8 +573,8 @@ class _Work:
         scale, offset = rule.get("scale", 1), rule.get("offset", 0)
         return shape, [value * scale + offset for value in values]
 
-    def allocate(self, allocators: Mapping[str, Any], stream: int) -> None:
-        """Compute the outputs of unknown size and ask their allocators for memory."""
+    def allocate(self, allocators: Mapping[str, Any], stream: int) -> str:
+        """Ask the allocators of outputs of unknown size; return the one that has no memory."""
         for name, rule in self.fields["outputs"].items():
             if "nonzero" not in rule:
                 continue
@@ -601,8 +588,11 @@ class _Work:
                 if ask
                 else allocator.reallocate_output(name, held, size, ALIGNMENT)
             )
+            if not address:
+                return name
             allocator.notify_shape(name, Dims(shape))
             self.addresses[name] = address
+        return ""
 
     def __call__(self, _: Any) -> None:
         faults = self.module.faults
