@@ -7,6 +7,7 @@ from typing import Any, Callable, Dict, Mapping, Optional, Protocol, Sequence
 
 from .errors import ModelFault
 from .onnxruntime import Session
+from .signature import Signature
 from .tensor import Tensor
 
 
@@ -83,6 +84,28 @@ class OnnxRuntimeEngine:
         # bound here, not wrapped: a server calls it for every request
         self.run = self._session.run
         self.close = self._session.close
+
+    @property
+    def signature(self) -> Signature:
+        """What the file itself declares; a size that it leaves open has no bounds here."""
+        return Signature(
+            {
+                kind: [
+                    {
+                        "name": info.name,
+                        "dtype": info.dtype,
+                        "shape": [
+                            dim if isinstance(dim, int) else {"name": dim} for dim in info.shape
+                        ],
+                    }
+                    for info in infos
+                ]
+                for kind, infos in (
+                    ("inputs", self._session.inputs),
+                    ("outputs", self._session.outputs),
+                )
+            }
+        )
 
 
 _ENGINES: Dict[str, Callable[[Any, Optional[int]], Engine]] = {

@@ -6,6 +6,7 @@ from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Optional, Seq
 
 from .engine import Engine, OnnxRuntimeEngine
 from .errors import BadRequest, ModelFault
+from .signature import Signature
 from .tensor import Tensor
 
 # Clients choose outputs, so the plans for them are counted.
@@ -103,6 +104,14 @@ class ChainEngine:
     def threads(self) -> int:
         """The core's intra-op threads."""
         return self.core.threads
+
+    @property
+    def core_signature(self) -> Optional[Signature]:
+        """What the core takes and gives, as it declares it; None where it does not tell.
+
+        What crosses the cuts is in no manifest, and another core has to give it in these types.
+        """
+        return getattr(self.core, "signature", None)
 
     def run(
         self, feeds: Mapping[str, Tensor], outputs: Optional[Sequence[str]] = None

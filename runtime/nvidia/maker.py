@@ -156,7 +156,8 @@ class DeviceMaker:
                 self._vendor,
                 self._cudart,
                 plan,
-                Signature(self._release.manifest["model"]["signature"]),
+                getattr(self._fallback, "core_signature", None)
+                or Signature(self._release.manifest["model"]["signature"]),
                 self._table["profiles"],
                 precision=str(self._table["precision"]),
                 workers=self._workers,

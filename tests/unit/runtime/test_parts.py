@@ -366,6 +366,23 @@ def test_another_core_is_tried_in_the_same_chain_and_leaves_it_open(release: Rel
         chain.run(feeds)
 
 
+def test_what_crosses_the_cuts_is_told_in_its_type(release: Release, chain: Any) -> None:
+    told = chain.core_signature
+    assert {name: spec.dtype for name, spec in told.inputs.items()} == {
+        "scaled": "float32", "gain": "float32",
+    }  # fmt: skip
+    assert list(told.outputs) == ["scores"]
+    told.check(to_tensors({"scaled": np.zeros((3, 12), "f4"), "gain": np.zeros(1, "f4")}))
+    with pytest.raises(BadRequest, match="has size 11 in dimension 1 where the model"):
+        told.check_shape("scaled", (3, 11))
+    assert (
+        ChainEngine(
+            None, OtherCore(None), None, core_interface=Interface(("b",), ("c",))
+        ).core_signature
+        is None
+    )
+
+
 def test_threads_share_a_chain(release: Release, chain: Any) -> None:
     asked = [feeds_of(1 + seed % 3, seed) for seed in range(8)]
     right = [expected(release, feeds) for feeds in asked]
