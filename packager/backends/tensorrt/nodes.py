@@ -103,6 +103,26 @@ def layer_table(
     return tuple(rows)
 
 
+def products_in(onnx_path: Path, precision: str) -> tuple[str, ...]:
+    """Return the named convolutions and matrix products that a graph has in one precision.
+
+    An engine in which one of them computes in float32 lost what was asked for; the device's
+    `runtime.nvidia.inspection.lost_precision` compares them with the inspector's layers.
+
+    Args:
+        onnx_path: The graph that the accelerator runs.
+        precision: As in `NodeRow`: `int8`, `fp16`.
+
+    Raises:
+        ModelUnsupported: it is no ONNX model.
+    """
+    return tuple(
+        row.node
+        for row in layer_table(onnx_path)
+        if row.operator in _PRODUCTS and row.precision == precision and row.node[:1] != "#"
+    )
+
+
 def table_rows(rows: Sequence[NodeRow]) -> Iterator[tuple[str, ...]]:
     """Yield the rows of a table of every operator, the heading first."""
     with_dla = any(row.dla is not None for row in rows)

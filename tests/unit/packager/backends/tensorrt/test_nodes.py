@@ -14,6 +14,7 @@ from packager.backends.tensorrt.nodes import (
     NodeRow,
     counts_by_precision,
     layer_table,
+    products_in,
     summary_rows,
     table_rows,
 )
@@ -136,6 +137,30 @@ def test_a_layer_left_in_float_between_quantized_ones_is_told(tmp_path: Path) ->
         "n_a": "int8", "n_b": "int8", "n_c": "fp32", "n_a2": "int8", "n_d": "int8",
         "n_e": "fp32", "n_g": "fp32",
     }  # fmt: skip
+
+
+def test_the_products_in_a_precision_are_those_that_an_engine_must_not_lose(
+    make_cnn: Callable[..., Model], tmp_path: Path
+) -> None:
+    from runtime.nvidia.inspection import lost_precision
+
+    path = quantized(make_cnn(layers=2), tmp_path / "q.onnx")
+    names = products_in(path, "int8")
+    assert len(names) == 3
+    assert products_in(path, "fp16") == ()
+
+    def engine(*types: str) -> list[dict[str, Any]]:
+        return [
+            {"Name": f"w + {name}", "LayerType": "CaskConvolution", "Weights": {"Type": kind}}
+            for name, kind in zip(names, types, strict=True)
+        ]
+
+    assert lost_precision("int8-static", engine("Int8", "Int8", "Int8"), names) is None
+    told = lost_precision("int8-static", engine("Int8", "Float", "Int8"), names)
+    assert told is not None
+    assert names[1] in told
+    # without the names, an engine that is mixed could be mixed on purpose
+    assert lost_precision("int8-static", engine("Int8", "Float", "Int8")) is None
 
 
 @pytest.mark.parametrize(
