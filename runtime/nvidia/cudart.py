@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import glob
 import os
+import re
 import sys
 from ctypes import POINTER, c_char_p, c_float, c_int, c_size_t, c_uint, c_ulonglong, c_void_p
 from typing import Any, Callable, Dict, Iterable, List, NoReturn, Optional, Sequence, Tuple
@@ -67,7 +68,7 @@ class Cudart:
 
     Attributes:
         path: Of the library.
-        runtime_version: Such as `12.6`.
+        runtime_version: Such as `12.6`; `11` where the library cannot tell without a driver.
         memcpy_async: `(to, from, bytes, kind, stream) -> status`, for calls that must be quick.
         graph_launch: `(graph, stream) -> status`.
         synchronize: `(stream) -> status`; other threads run meanwhile.
@@ -104,18 +105,19 @@ class Cudart:
         self.memcpy_async = self._functions["cudaMemcpyAsync"]
         self.graph_launch = self._functions["cudaGraphLaunch"]
         self.synchronize = self._functions["cudaStreamSynchronize"]
-        self._runtime = self._get_int("cudaRuntimeGetVersion", "asking for CUDA's version")
-        self.runtime_version = _version(self._runtime)
+        number = self._ask("cudaRuntimeGetVersion")
+        self.runtime_version = _version(number) if number else _version_in_name(path)
 
     @property
     def fits_driver(self) -> bool:
         """Whether the driver is of this library's major version or a later one."""
-        return self._driver() // 1000 >= self._runtime // 1000
+        needed = self.runtime_version.partition(".")[0]
+        return self._ask("cudaDriverGetVersion") // 1000 >= int(needed or 0)
 
     @property
     def driver_version(self) -> str:
         """Return the CUDA version that the driver supports, empty without a driver."""
-        number = self._driver()
+        number = self._ask("cudaDriverGetVersion")
         return _version(number) if number else ""
 
     # -- devices ---------------------------------------------------------------------------
@@ -276,8 +278,11 @@ class Cudart:
         if code:
             self.fail(code, name, doing)
 
-    def _driver(self) -> int:
-        return self._get_int("cudaDriverGetVersion", "asking for the driver's version")
+    def _ask(self, name: str) -> int:
+        """Return a version as a number; 0 where there is none to tell."""
+        out = c_int()
+        # without a driver, CUDA 11 cannot even say its own
+        return 0 if self._functions[name](out) else out.value
 
     def _get_int(self, name: str, doing: str, *arguments: Any) -> int:
         out = c_int()
@@ -351,9 +356,18 @@ def _loaded() -> List[str]:
             paths = {line.split(None, 5)[5].rstrip("\n") for line in stream if "/libcudart" in line}
     except OSError:
         return []
-    return sorted(path for path in paths if "libcudart.so" in os.path.basename(path))
+    # a file that was replaced meanwhile is listed with a remark behind its name
+    return sorted(path for path in paths if re.search(r"/libcudart\.so[.0-9]*$", path))
 
 
 def _version(number: int) -> str:
     """Return `12.6` for 12060."""
     return "%d.%d" % (number // 1000, number % 1000 // 10)
+
+
+def _version_in_name(path: str) -> str:
+    """Return `11.4` for `libcudart.so.11.4.298`, `11` for `libcudart.so.11.0`."""
+    found = re.search(r"libcudart\.so\.(\d+)(?:\.(\d+)\.\d+)?", os.path.realpath(path))
+    if found is None:
+        return ""
+    return found.group(1) if found.group(2) is None else "%s.%s" % found.groups()

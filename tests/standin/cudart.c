@@ -440,7 +440,7 @@ EXPORT int cudaEventDestroy(struct event *event) {
 /* --- graphs --- */
 EXPORT int cudaStreamBeginCapture(struct stream *stream, int mode) {
     ENTER(1);
-    if (mode < 0 || mode > 2 || stream->capture || stream->queue.first) return INVALID_VALUE;
+    if (mode < 0 || mode > 2 || stream->capture) return INVALID_VALUE;
     stream->capture = calloc(1, sizeof *stream->capture);
     stream->owner = pthread_self();
     stream->broken = 0;

@@ -55,7 +55,8 @@ def make_gpu(cudart_file: Path, tmp_path: Path) -> Iterator[Callable[..., Standi
     made: list[StandinGpu] = []
 
     def make(**options: Any) -> StandinGpu:
-        copy = tmp_path / f"libcudart-{len(made)}.so"
+        copy = tmp_path / f"gpu-{len(made)}" / "libcudart.so.12"
+        copy.parent.mkdir()
         shutil.copy(cudart_file, copy)
         made.append(StandinGpu(copy, **options))
         return made[-1]
