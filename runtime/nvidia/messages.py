@@ -34,7 +34,7 @@ _KNOWN = (
         "Elsewhere: install a TensorRT whose support matrix lists this GPU",
     ),
     Cause(
-        pattern=r"[Uu]nable to (?:load|open) (?:shared )?library:? ?(\S+)",
+        pattern=r"[Uu]nable to (?:load|open) (?:shared )?library:? ?([^\s:]+)",
         sentence="TensorRT cannot load its library `{0}`",
         hint="reinstall TensorRT with all its libraries, and add their folder to LD_LIBRARY_PATH",
     ),

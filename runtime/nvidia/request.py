@@ -82,7 +82,7 @@ class BuildRequest(NamedTuple):
 
     def to_json(self) -> str:
         """Return the request as a file holds it; equal requests give equal text."""
-        return json.dumps(self._asdict(), sort_keys=True, indent=1, ensure_ascii=False) + "\n"
+        return json.dumps(self._asdict(), sort_keys=True, indent=1) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> BuildRequest:
