@@ -1,17 +1,17 @@
-"""Finds which sizes of the values between head and core are fixed, by running the head."""
+"""Finds types and sizes that inference has lost, by running what leads to a value."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
+from packager.backends.tensorrt.regions import outer_reads
 from packager.passes.contract import tool_faults
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     from numpy.typing import NDArray
 
-    from packager.backends.tensorrt.split import Split
     from packager.model import Signature
 
 # Sizes of free axes behind the first, to be tried where nobody says which can be: photos take the
@@ -20,26 +20,60 @@ _GUESSES: Final = (8, 64, 512, 4096, 65536)
 _BATCHES: Final = (2, 3)
 
 
-def fix_sizes(cut: Split, whole: Any, signature: Signature | None) -> None:
-    """Write the sizes that never change into what the core takes, in place.
+def settle(model: Any, names: Iterable[str], signature: Signature | None) -> None:
+    """Write types and sizes of values into a model's `value_info`, in place, by computing them.
 
     Inference often loses sizes that are computed, as those of a resized photo, and TensorRT must
-    know the channels of a convolution. The head is run at two sizes of every named dimension: an
-    axis that stays is fixed, one that is always as long as a dimension is that dimension.
+    know the channels of a convolution. What leads to the values is run at two sizes of every named
+    dimension: an axis that stays is fixed, one that is always as long as a dimension is that
+    dimension. Where nothing runs, nothing is written.
 
     Args:
-        cut: Has a head.
-        whole: The model that was cut; its inputs name the dimensions.
+        model: An `onnx.ModelProto`.
+        names: Of values that are cheap to compute.
         signature: What sizes can be; None for guesses.
     """
-    for first, second in _sizes(whole, signature):
+    import onnx
+
+    wanted = list(names)
+    part = leading_to(model, wanted)
+    for first, second in _sizes(model, signature):
         try:
-            made = [run(cut.head, _feeds(cut.head, sizes)) for sizes in (first, second)]
+            made = [run(part, _feeds(part, sizes)) for sizes in (first, second)]
         except tool_faults():
             continue
-        _write(cut.head.graph.output, made, first, second)
-        _write(cut.core.graph.input, made, first, second)
+        kept = [value for value in model.graph.value_info if value.name not in wanted]
+        kept = [onnx.ValueInfoProto.FromString(value.SerializeToString()) for value in kept]
+        kept += [_described(name, made, first, second) for name in wanted]
+        del model.graph.value_info[:]
+        model.graph.value_info.extend(kept)
         return
+
+
+def leading_to(model: Any, names: Iterable[str]) -> Any:
+    """Return the part of a model that computes some values."""
+    import onnx
+
+    wanted = list(names)
+    makers = {name: node for node in model.graph.node for name in node.output if name}
+    needed: set[str] = set()
+    pending = list(wanted)
+    while pending:
+        name = pending.pop()
+        if name not in needed:
+            needed.add(name)
+            pending += outer_reads(makers[name]) if name in makers else []
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    graph = onnx.helper.make_graph(
+        [node for node in model.graph.node if needed.intersection(node.output)],
+        "part",
+        [value for value in model.graph.input if value.name in needed],
+        [onnx.ValueInfoProto(name=name) for name in wanted],
+        [tensor for tensor in model.graph.initializer if tensor.name in needed],
+    )
+    result.graph.CopyFrom(graph)
+    return result
 
 
 def run(model: Any, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
@@ -66,8 +100,9 @@ def _sizes(
         first, second = {}, {}
         for name, dim in signature.dims().items():
             size = dim.opt if dim.opt is not None else dim.min
-            more = size + 1 if dim.max is None or size < dim.max else max(dim.min, size - 1)
-            first[name], second[name] = size, more
+            # Apart enough for windows and strides to give another number of steps.
+            double = size * 2 if dim.max is None else min(size * 2, dim.max)
+            first[name], second[name] = size, double if double > size else max(dim.min, size // 2)
         yield first, second
     leading: list[str] = []
     others: list[str] = []
@@ -82,7 +117,7 @@ def _sizes(
         for turn, batch in enumerate(_BATCHES):
             sizes = dict.fromkeys(leading, batch)
             for number, name in enumerate(names):
-                sizes[name] = guess + number + turn * (len(names) + 1)
+                sizes[name] = (guess + number) * (1 + turn)
             pair.append(sizes)
         yield pair[0], pair[1]
 
@@ -106,22 +141,23 @@ def _feeds(head: Any, sizes: Mapping[str, int]) -> dict[str, NDArray[Any]]:
     return feeds
 
 
-def _write(
-    values: Any,
+def _described(
+    name: str,
     made: list[dict[str, NDArray[Any]]],
     first: Mapping[str, int],
     second: Mapping[str, int],
-) -> None:
-    for value in values:
-        if value.name not in made[0]:
-            continue
-        shapes = [made[turn][value.name].shape for turn in range(2)]
-        dims = value.type.tensor_type.shape.dim
-        for dim, (one, other) in zip(dims, zip(*shapes, strict=True), strict=True):
-            if dim.HasField("dim_value"):
-                continue
-            twins = [n for n in first if (first[n], second[n]) == (one, other) and one != other]
-            if one == other and all(first[n] != second[n] for n in first):
-                dim.dim_value = one
-            elif len(twins) == 1:
-                dim.dim_param = twins[0]
+) -> Any:
+    import onnx
+
+    dims: list[int | str] = []
+    shapes = [made[turn][name].shape for turn in range(2)]
+    for axis, (one, other) in enumerate(zip(*shapes, strict=True)):
+        twins = [n for n in first if (first[n], second[n]) == (one, other) and one != other]
+        if one == other:
+            dims.append(one)
+        else:
+            dims.append(twins[0] if len(twins) == 1 else f"{name}.{axis}")
+    dtype = made[0][name].dtype
+    text = dtype.kind == "O"
+    kind = onnx.TensorProto.STRING if text else onnx.helper.np_dtype_to_tensor_dtype(dtype)
+    return onnx.helper.make_tensor_value_info(name, kind, dims)

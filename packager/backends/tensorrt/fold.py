@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from packager.backends.tensorrt.fixed_sizes import run
-from packager.backends.tensorrt.regions import outer_reads, wire
+from packager.backends.tensorrt.fixed_sizes import leading_to, run
+from packager.backends.tensorrt.regions import wire
 from packager.passes.contract import tool_faults
 
 if TYPE_CHECKING:
@@ -31,20 +31,7 @@ def fold_lacking(model: Any, lacking: Mapping[int, str]) -> bool:
     chosen = [p for p in chosen if not wiring.nodes[p].op_type.startswith("Random")]
     folded: set[int] = set()
     for place in chosen:
-        needed = _all_before(wiring, place)
-        nodes = [wiring.nodes[other] for other in sorted(needed)]
-        reads = {name for node in nodes for name in outer_reads(node)}
-        part = onnx.ModelProto()
-        part.CopyFrom(model)
-        part.graph.CopyFrom(
-            onnx.helper.make_graph(
-                nodes,
-                "fold",
-                [],
-                [onnx.ValueInfoProto(name=name) for name in wiring.nodes[place].output if name],
-                [tensor for tensor in model.graph.initializer if tensor.name in reads],
-            )
-        )
+        part = leading_to(model, [name for name in wiring.nodes[place].output if name])
         try:
             values = run(part, {})
         except tool_faults():
@@ -62,14 +49,3 @@ def fold_lacking(model: Any, lacking: Mapping[int, str]) -> bool:
     del model.graph.node[:]
     model.graph.node.extend(copies)
     return True
-
-
-def _all_before(wiring: Any, place: int) -> set[int]:
-    found, pending = {place}, [place]
-    while pending:
-        for name in outer_reads(wiring.nodes[pending.pop()]):
-            maker = wiring.makers.get(name, -1)
-            if maker >= 0 and maker not in found:
-                found.add(maker)
-                pending.append(maker)
-    return found

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 from packager.backends.lowering import lower
 from packager.backends.tensorrt.differences import known_differences, rtx_alone
-from packager.backends.tensorrt.fixed_sizes import fix_sizes
+from packager.backends.tensorrt.fixed_sizes import run, settle
 from packager.backends.tensorrt.fold import fold_lacking
 from packager.backends.tensorrt.lower import narrow, rewrite
 from packager.backends.tensorrt.operators import SIZED_BY_DATA
-from packager.backends.tensorrt.split import split
+from packager.backends.tensorrt.split import UnknownValue, split
 from packager.backends.tensorrt.support import MODULE, support_map
 from packager.errors import ModelUnsupported
 from packager.passes.patterns import Graph
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 # The parser stops at the first node that it cannot build, so each one costs a round.
 _MOST_ROUNDS: Final = 24
+_MOST_REASONS: Final = 3
 _NO_PARSER: Final = (
     f"{MODULE} is not installed here, so no parser has seen the graph: what is known of the "
     "operators comes from NVIDIA's lists; `pip install edgepack[rtx]` adds the parser"
@@ -97,13 +98,11 @@ def preflight(
     model, notes = rewritten.model, list(rewritten.notes)
     found: dict[str, str] = {}
     for _ in range(_MOST_ROUNDS):
-        cut, lacking = _cut(model, tensorrt, found)
-        if cut.head is not None:
-            fix_sizes(cut, model, signature)
+        cut = _cut(model, tensorrt, found, signature)
         said = _fit(cut, target, _core_samples(cut, samples))
         parts = cut.write(workdir)
         support = support_map(parts.core)
-        news = _news(support, model, found, lacking, tensorrt)
+        news = _news(support, model, found, tensorrt)
         if not news:
             break
         found.update(news)
@@ -123,14 +122,40 @@ def preflight(
     )
 
 
-def _cut(model: Any, tensorrt: TensorRT, found: Mapping[str, str]) -> tuple[Split, dict[int, str]]:
-    """Cut a model by what is known and what a parser has said so far."""
+def _cut(
+    model: Any, tensorrt: TensorRT, found: Mapping[str, str], signature: Signature | None
+) -> Split:
+    """Cut a model by what is known and what a parser has said so far.
+
+    What inference does not know of the values at the border is computed, and the cut made again.
+    """
     lacking = _lacking(model, tensorrt, found)
     if fold_lacking(model, lacking):
         lacking = _lacking(model, tensorrt, found)
     sized = [at for at, node in enumerate(model.graph.node) if node.op_type in SIZED_BY_DATA]
     better = [at for at in sized if at not in lacking]
-    return split(model, lacking, tensorrt, better_on_cpu=better), lacking
+    settled: set[str] = set()
+    while True:
+        try:
+            cut = split(model, lacking, tensorrt, better_on_cpu=better)
+        except UnknownValue as fault:
+            if fault.name in settled:
+                raise
+            names = {fault.name}
+        else:
+            names = _made_by_head(cut, model) - settled
+            if not names:
+                return cut
+        settle(model, sorted(names), signature)
+        settled |= names
+
+
+def _made_by_head(cut: Split, model: Any) -> set[str]:
+    if cut.head is None:
+        return set()
+    taken = {value.name for value in cut.core.graph.input}
+    made = {name for node in model.graph.node for name in node.output}
+    return {value.name for value in cut.head.graph.output} & taken & made
 
 
 def _lacking(model: Any, tensorrt: TensorRT, found: Mapping[str, str]) -> dict[int, str]:
@@ -163,8 +188,6 @@ def _core_samples(
     cut: Split, samples: Sequence[Mapping[str, NDArray[Any]]]
 ) -> list[Mapping[str, NDArray[Any]]]:
     """Return what the core gets for samples of the whole."""
-    from packager.backends.tensorrt.fixed_sizes import run
-
     wanted = [value.name for value in cut.core.graph.input]
     constants = {tensor.name for tensor in cut.core.graph.initializer}
     wanted = [name for name in wanted if name not in constants]
@@ -181,7 +204,6 @@ def _news(
     support: Support | None,
     model: Any,
     found: Mapping[str, str],
-    lacking: Mapping[int, str],
     tensorrt: TensorRT,
 ) -> dict[str, str]:
     """Return the nodes of the whole that the parser refuses and that are not known yet.
@@ -217,11 +239,14 @@ def _moves(cut: Split) -> list[str]:
         counts = Counter(node.operator for node in moved)
         names = ", ".join(f"{count} × {name}" for name, count in counts.most_common(4))
         more = " and others" if len(counts) > 4 else ""
-        # In the head the last one drags the others along, in the tail the first.
-        order = moved if part == "tail" else moved[::-1]
-        reason = next((node for node in order if node.reason), None)
-        why = f", as of `{reason.name}` ({reason.operator}): {reason.reason}" if reason else ""
-        said.append(f"on the CPU {where} the engine: {names}{more}{why}")
+        reasons: dict[str, str] = {}
+        for node in moved:
+            if node.reason:
+                reasons.setdefault(node.reason, f"`{node.name}` ({node.operator}): {node.reason}")
+        why = "; ".join(list(reasons.values())[:_MOST_REASONS])
+        said.append(
+            f"on the CPU {where} the engine: {names}{more}{', as of ' + why if why else ''}"
+        )
     return said
 
 

@@ -26,7 +26,7 @@ _SHAPES: Final[dict[str, tuple[int, ...]]] = {
 # Of nodes that only say sizes.
 _ASKS_SHAPE: Final = frozenset({"Shape", "Size"})
 # The core must keep this share of the layers, or of the weights.
-_LEAST_SHARE: Final = 0.5
+_LEAST_SHARE: Final = 2 / 3
 # A tail that computes no layer and less than this share of everything is worth having.
 _SMALL_SHARE: Final = 0.1
 _UNKNOWN_SIZE: Final = 16

@@ -159,6 +159,21 @@ def shape_of(kind: Any) -> list[int | None]:
     return [dim.dim_value if dim.HasField("dim_value") else None for dim in dims]
 
 
+class UnknownValue(ModelUnsupported):
+    """A model would be cut at a value whose type or number of axes nobody knows.
+
+    Args:
+        name: Of the value.
+    """
+
+    def __init__(self, name: str) -> None:
+        super().__init__(
+            f"the model cannot be cut at `{name}`, whose type and number of axes are not known",
+            hint="export the model with operators of ONNX alone",
+        )
+        self.name = name
+
+
 class _Cut:
     """Makes the models of the parts out of the nodes of the whole."""
 
@@ -242,18 +257,12 @@ class _Cut:
         import onnx
 
         kind = self._types.get(name)
-        if kind is None or not kind.HasField("tensor_type") or not kind.tensor_type.elem_type:
-            raise ModelUnsupported(
-                f"the model cannot be cut at `{name}`, whose type cannot be inferred",
-                hint="export the model with operators of ONNX alone",
-            )
+        if kind is None or not kind.tensor_type.elem_type:
+            raise UnknownValue(name)
+        if not kind.tensor_type.HasField("shape"):
+            raise UnknownValue(name)
         declared = onnx.ValueInfoProto(name=name)
         declared.type.CopyFrom(kind)
-        if not kind.tensor_type.HasField("shape"):
-            raise ModelUnsupported(
-                f"the model cannot be cut at `{name}`, whose number of axes is not known",
-                hint="export the model with operators of ONNX alone",
-            )
         for axis, dim in enumerate(declared.type.tensor_type.shape.dim):
             inferred = dim.dim_param.startswith("unk__") or not dim.WhichOneof("value")
             if inferred:

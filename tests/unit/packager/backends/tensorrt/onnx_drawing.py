@@ -76,9 +76,8 @@ def graph_of(
 def node(operator: str, inputs: str, outputs: str, **attributes: Any) -> Any:
     """Return a node; names are words, `-` an input that is left out."""
     names = ["" if word == "-" else word for word in inputs.split()]
-    return helper.make_node(
-        operator, names, outputs.split(), name=f"n_{outputs.split()[0]}", **attributes
-    )
+    made = outputs.split()
+    return helper.make_node(operator, names, made, name=f"n_{made[0]}", **attributes)
 
 
 def answers(model: Any, feeds: dict[str, Any]) -> list[Any]:

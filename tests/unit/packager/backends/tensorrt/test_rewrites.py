@@ -83,7 +83,7 @@ def test_outputs_behind_the_first_of_a_layer_norm_are_written_out() -> None:
     model = graph_of(
         [node("LayerNormalization", "x s", "y mean inverse", axis=-1)],
         {"x": (np.float32, ["n", 6])},
-        {name: (np.float32, None) for name in ("y", "mean", "inverse")},
+        dict.fromkeys(("y", "mean", "inverse"), (np.float32, None)),
         {"s": noise(6)},
     )
     feeds = {"x": noise(4, 6)}
