@@ -59,6 +59,7 @@ class Lifecycle:
         self._built = False
         self._load_failures = 0
         self._failed_builds = 0
+        self._failed_loads = 0
         self._live_since = 0.0
         self._stop = threading.Event()
         self._wake = threading.Event()
@@ -99,7 +100,8 @@ class Lifecycle:
             self._bring_up(build_first=False)
             if self._retune and not self._built:
                 self._build_anew()
-            self._sweep()
+            with contextlib.suppress(DeviceError, OSError):
+                self._store.sweep(self._fingerprint)
             while True:
                 woken = self._wake.wait(self._policy.look_s)
                 self._check_stop()
@@ -155,8 +157,7 @@ class Lifecycle:
                     self._skip_carried = True
                     self._notes.append("the bundle's own engine is not used: %s" % fault)
                 else:
-                    if found is not None:
-                        self._store.discard(self._fingerprint)
+                    self._doubt(fault)
                     self._pause_build(fault)
 
     def _build_anew(self) -> None:
@@ -210,7 +211,6 @@ class Lifecycle:
 
     def _build(self, *, again: bool) -> None:
         """Build an engine into the store, unless another process has done so meanwhile."""
-        self._tell("building", "another process is building it")
         with self._store.building(self._fingerprint, self._wait) as held:
             if not held:
                 raise Stopped
@@ -253,26 +253,21 @@ class Lifecycle:
         here = self._maker.soft()
         known = self._store.checked(self._fingerprint, found.sha256)
         trusted = known is not None and not soft_differences(known.get("soft") or {}, here)
-        if not trusted:
-            self._count_start()
-        self._tell("checking")
         engine: Optional[Engine] = None
         try:
-            engine = self._maker.load(found.path)
-            if not trusted or self._load_failures:
-                self._check(engine, found, here, known)
-            self._check_stop()
+            with self._counted(not trusted):
+                self._tell("checking")
+                engine = self._maker.load(found.path)
+                if not trusted or self._load_failures:
+                    self._check(engine, found, here, known)
+                self._check_stop()
         except BaseException as fault:
             if engine is not None:
                 engine.close()
-            if not trusted:
-                self._clear(_STARTS)
             outcome = isinstance(fault, (Rejected, Stopped)) or not isinstance(fault, Exception)
             if known is None and not outcome:
                 raise Unusable(describe(fault)) from fault
             raise
-        if not trusted:
-            self._clear(_STARTS)
         self._live_since = self._clock()
         self._fault = None
         self._tuned = found.soft
@@ -282,13 +277,7 @@ class Lifecycle:
         self._switch.switch(engine, "stale" if changed else "live", notes)
         self._switch.close_retired()
 
-    def _check(
-        self,
-        engine: Engine,
-        found: Found,
-        here: Mapping[str, Any],
-        known: Optional[Mapping[str, Any]],
-    ) -> None:
+    def _check(self, engine: Engine, found: Found, here: Mapping[str, Any], known: Any) -> None:
         """Compare an engine with the golden samples, and time one that was never accepted."""
         verdict = acceptance.accept(
             self._release,
@@ -303,6 +292,7 @@ class Lifecycle:
             showed = {**(known or {}), "soft": dict(here), "min_cosine": verdict.min_cosine}
             if known is None:
                 showed.update(engine_ms=verdict.engine_ms, fallback_ms=verdict.fallback_ms)
+            getattr(engine, "save_runtime_cache", lambda: None)()
             with self._kept():
                 self._store.remember_check(self._fingerprint, found.sha256, showed)
         elif not verdict.final:
@@ -311,7 +301,15 @@ class Lifecycle:
             self._reject("the engine is not used: %s" % verdict.failure)
         else:
             # It was right under another driver: one that is built under this may be as well.
-            raise Unusable(verdict.failure)
+            raise Unusable(verdict.failure, wrong=True)
+
+    def _doubt(self, fault: BaseException) -> None:
+        """Remove an engine that is wrong, or that twice did not work: memory may be back."""
+        if isinstance(fault, Unusable):
+            self._failed_loads += 1
+            if fault.wrong or self._failed_loads > 1:
+                self._failed_loads = 0
+                self._store.discard(self._fingerprint)
 
     def _pause_build(self, fault: BaseException) -> None:
         """Wait before the next build, or give up where builds failed too often."""
@@ -325,9 +323,10 @@ class Lifecycle:
                 self._failed_builds = max(count, self._failed_builds)
         pauses = self._policy.build_pauses_s
         if self._failed_builds > len(pauses):
-            reason = "%d builds failed, the last one: %s" % (self._failed_builds, reason)
+            reason = "%d tries failed, the last one: %s" % (self._failed_builds, reason)
             self._reject(reason, lasting=lasting)
-        self._pause("missing", "the build failed: %s" % reason, pauses[self._failed_builds - 1])
+        what = "the new engine does not work" if isinstance(fault, Unusable) else "the build failed"
+        self._pause("missing", "%s: %s" % (what, reason), pauses[self._failed_builds - 1])
 
     def _pause_load(self, reason: str) -> None:
         """Wait before an accepted engine is loaded again, or give up until the next start."""
@@ -344,20 +343,25 @@ class Lifecycle:
         if self._stop.wait(pause_s):
             raise Stopped
 
-    def _count_start(self) -> None:
-        """Refuse an engine that ended this process before: a crash must not come with each start.
+    @contextlib.contextmanager
+    def _counted(self, counted: bool) -> Iterator[None]:
+        """Count a start until it comes to an end: a crash must not come with each one.
 
         Raises:
-            Rejected: it did so too often.
+            Rejected: processes ended too often in what is now begun again.
         """
+        if not counted:
+            yield
+            return
         with self._kept():
             starts = self._store.count(self._fingerprint, _STARTS)
             if starts > self._policy.starts:
                 self._reject("%d processes ended while they checked the engine" % (starts - 1))
-
-    def _clear(self, what: str) -> None:
-        with self._kept():
-            self._store.clear(self._fingerprint, what)
+        try:
+            yield
+        finally:
+            with self._kept():
+                self._store.clear(self._fingerprint, _STARTS)
 
     def _reject(self, reason: str, *, lasting: bool = True) -> None:
         if lasting:
@@ -375,11 +379,8 @@ class Lifecycle:
             if fault.message not in self._notes:
                 self._notes.append(fault.message)
 
-    def _sweep(self) -> None:
-        with contextlib.suppress(DeviceError, OSError):
-            self._store.sweep(self._fingerprint)
-
     def _wait(self) -> bool:
+        self._tell("building", "another process is building it")
         return not self._stop.wait(_OTHER_PROCESS_S)
 
     def _check_stop(self) -> None:

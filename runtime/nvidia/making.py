@@ -89,4 +89,12 @@ class Rejected(Exception):
 
 
 class Unusable(DeviceError):
-    """An engine that never served does not load or run: its build failed."""
+    """An engine that does not load or run, though it may yet; or that has become wrong.
+
+    Attributes:
+        wrong: Another load of the same file would show the same.
+    """
+
+    def __init__(self, message: str, *, wrong: bool = False) -> None:
+        super().__init__(message)
+        self.wrong = wrong

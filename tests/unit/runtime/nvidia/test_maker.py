@@ -1,0 +1,356 @@
+"""The real maker: a child process builds, the real adapter runs, over a simulated TensorRT."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from runtime.engine import describe_choice, open_engine
+from runtime.errors import BadRequest, TargetMismatch
+from runtime.nvidia import maker as maker_module
+from runtime.nvidia.cudaerrors import OUT_OF_MEMORY
+from runtime.nvidia.making import Policy
+from runtime.tensor import Tensor
+from runtime.verify import run_samples
+from tests.standin.simulated_tensorrt import make_plan, simulated_vendor
+from tests.unit.runtime.nvidia.simulated_builder import DEVICE, VERSION
+from tests.unit.runtime.nvidia.simulated_maker import answer, double_release, one, until
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from runtime.nvidia.switching import SwitchingEngine
+    from tests.standin.gpu import StandinGpu
+
+ROOT = Path(__file__).resolve().parents[4]
+BUILDER = Path(__file__).with_name("simulated_builder.py")
+RIGHT = [3.0, -3.0]
+ILLEGAL_ADDRESS = 700
+
+
+@dataclass
+class Release:
+    folder: str
+    manifest: dict[str, Any]
+    digest: str = "d" * 64
+
+
+@dataclass
+class Device:
+    """A machine with a simulated GPU, on which releases are opened."""
+
+    release: Release
+    gpu: StandinGpu
+    facts: dict[str, Any]
+    opened: list[Any]
+
+    def open(self, **options: Any) -> SwitchingEngine:
+        """Open the release; what was opened before is closed, as a process's end would."""
+        self.close()
+        self.opened.append(open_engine(self.release, **options))
+        return self.opened[-1]
+
+    def close(self) -> None:
+        while self.opened:
+            self.opened.pop().close()
+
+    @property
+    def store(self) -> Path:
+        """The folder of the one fingerprint."""
+        base = Path(os.environ["XDG_CACHE_HOME"]) / "edgepack" / "engines" / self.release.digest
+        (found,) = (path for path in base.iterdir() if path.is_dir())
+        return found
+
+
+@pytest.fixture
+def device(
+    tmp_path: Path, engine_library: Path, gpu: StandinGpu, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Device]:
+    (tmp_path / "release" / "model").mkdir(parents=True)
+    small = double_release(tmp_path / "release", engine_library)
+    model = tmp_path / "release" / "double.onnx"
+    small.manifest["tensorrt"] = {
+        "module": "tensorrt", "version": VERSION, "cuda": "12.6", "compute_capabilities": ["9.0"],
+        "platform": "linux-x86_64", "artifact": "double.onnx",
+        "artifact_sha256": hashlib.sha256(model.read_bytes()).hexdigest(), "precision": "fp32",
+        "strongly_typed": True, "flags": [],
+        "profiles": [{"x": {"min": [1, 2], "opt": [1, 2], "max": [32, 2]}}],
+        "workspace_mib": 256, "sparse": False, "dla_core": None, "gpu_fallback": True,
+        "version_compatible": False, "needs": [], "engines": [],
+    }  # fmt: skip
+    small.manifest["files"] = []
+    facts = dict(DEVICE)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setattr("runtime.nvidia.device.gpu_facts", lambda: dict(facts))
+    monkeypatch.setattr(
+        "runtime.nvidia.vendor.load_vendor", lambda module, wanted: simulated_vendor(gpu.trt)
+    )
+    monkeypatch.setattr("runtime.nvidia.cudart.load_cudart", lambda: gpu.cudart)
+    plain = maker_module.DeviceMaker
+    monkeypatch.setattr(
+        maker_module,
+        "DeviceMaker",
+        lambda *args, **more: plain(*args, **more, command=[sys.executable, str(BUILDER)]),
+    )
+    lifecycle = maker_module.Lifecycle
+    quick = Policy(build_pauses_s=(0.0,), load_pauses_s=(0.0, 0.0), look_s=3600.0)
+    clock = iter(range(10**9))
+    monkeypatch.setattr(
+        maker_module,
+        "Lifecycle",
+        # every call takes as long as any other: the simulated GPU need not be the faster one
+        lambda *args, **more: lifecycle(*args, **more, policy=quick, clock=lambda: next(clock)),
+    )
+    found = Device(Release(small.folder, small.manifest), gpu, facts, [])
+    yield found
+    found.close()
+
+
+def test_an_engine_is_built_by_a_child_checked_and_kept(
+    device: Device, capsys: pytest.CaptureFixture[str]
+) -> None:
+    switch = device.open(serving=True)
+    assert answer(switch) == RIGHT
+    until(lambda: switch.state == "live", describe_choice(switch) or "")
+    assert describe_choice(switch) == "tensorrt 10.3.0.30, TensorRT, fp32; tensorrt is live"
+    assert answer(switch) == RIGHT
+    kept = sorted(path.name for path in (device.store / "build").iterdir())
+    assert {"build.log", "reproduce.sh", "request.json", "report.json"} <= set(kept)
+    assert "engine" not in kept
+    # never silently: every change of who answers is a line on standard error
+    said: list[str] = []
+    until(
+        lambda: (
+            said.extend(capsys.readouterr().err.splitlines())
+            or any(": live" in line for line in said)
+        )
+    )
+    assert said == [
+        "tensorrt: building, answers come from onnxruntime: there is no engine for this device yet",
+        "tensorrt: checking, answers come from onnxruntime",
+        "tensorrt: live, answers come from tensorrt",
+    ]
+
+
+def test_the_next_start_loads_the_kept_engine(
+    device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    switch = device.open(serving=True)
+    until(lambda: switch.state == "live")
+    monkeypatch.setenv("SIMULATED_BUILD", "crash")
+    again = device.open(serving=True)
+    until(lambda: again.state == "live")
+    # what measures, answers once or verifies uses it as well, and says so
+    once = device.open()
+    assert (once.state, once.name) == ("live", "tensorrt")
+    assert answer(once) == RIGHT
+    told = run_samples(device.release)
+    assert told["accelerator"] == "tensorrt 10.3.0.30, TensorRT, fp32; tensorrt is live"
+    assert told["engine"].startswith("tensorrt 10.3.0.30")
+
+
+def test_without_an_engine_one_run_uses_onnxruntime_and_says_why(device: Device) -> None:
+    once = device.open()
+    choice = describe_choice(once)
+    assert choice is not None
+    assert choice.startswith("onnxruntime ")
+    assert choice.endswith(
+        "tensorrt is missing: no engine was built for this device; `serve` builds it"
+    )
+    assert "onnxruntime" in run_samples(device.release)["engine"]
+
+
+def test_the_kind_of_memory_is_measured_once(device: Device, gpu: StandinGpu) -> None:
+    gpu.configure(integrated=True)
+    switch = device.open(serving=True)
+    until(lambda: switch.state == "live")
+    measured = (device.store / "memory.json").read_text()
+    assert '"own_us"' in measured
+    again = device.open(serving=True)
+    until(lambda: again.state == "live")
+    assert "own_us" not in again._slot.engine.memory
+    asked = device.open(serving=True, retune=True)
+    until(lambda: (device.store / "memory.json").exists() and asked.state == "live")
+
+
+@pytest.mark.parametrize(
+    ("fault", "sentence"),
+    [
+        ("crash", "2 tries failed, the last one: the build crashed (SIGSEGV)"),
+        ("killed", "2 tries failed, the last one: the build was killed (SIGKILL)"),
+        ("refused", "2 tries failed, the last one: TensorRT cannot parse `Mystery`"),
+        (
+            "elsewhere",
+            "2 tries failed, the last one: the build saw another device: the engine is for compute",
+        ),
+        ("wrong", "the engine is not used: it answers otherwise than recorded: golden sample 0"),
+    ],
+)
+def test_a_build_that_goes_wrong_leaves_the_server_answering(
+    device: Device, monkeypatch: pytest.MonkeyPatch, fault: str, sentence: str
+) -> None:
+    monkeypatch.setenv("SIMULATED_BUILD", fault)
+    switch = device.open(serving=True)
+    until(lambda: switch.state == "refused")
+    assert (switch.reason or "").startswith(sentence)
+    assert answer(switch) == RIGHT
+    assert switch.name == "onnxruntime"
+
+
+def test_a_shutdown_during_a_build_ends_the_child(
+    device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SIMULATED_BUILD", "hang")
+    switch = device.open(serving=True)
+    until(lambda: switch.progress)
+    assert switch.progress == (0.5, 9.0, "Timing")
+    started = device.store / "build" / "started"
+    until(started.exists)
+    pid = int(started.read_text())
+    device.close()
+    assert not Path(f"/proc/{pid}").exists()
+    # the next start begins again
+    monkeypatch.delenv("SIMULATED_BUILD")
+    again = device.open(serving=True)
+    until(lambda: again.state == "live")
+
+
+def test_a_gpu_that_fails_under_way_is_left_and_tried_again(
+    device: Device, gpu: StandinGpu
+) -> None:
+    switch = device.open(serving=True)
+    until(lambda: switch.state == "live")
+    gpu.fail("cudaStreamSynchronize", OUT_OF_MEMORY)
+    first = switch._slot
+    assert answer(switch) == RIGHT
+    assert (switch.faults, switch.rescued) == (1, 1)
+    until(lambda: switch.state == "live" and switch._slot is not first)
+    assert answer(switch) == RIGHT
+    assert switch.name == "tensorrt"
+
+
+def test_a_gpu_that_is_lost_to_the_process_is_not_tried_again(
+    device: Device, gpu: StandinGpu
+) -> None:
+    switch = device.open(serving=True)
+    until(lambda: switch.state == "live")
+    gpu.fail("cudaStreamSynchronize", ILLEGAL_ADDRESS, times=-1)
+    assert answer(switch) == RIGHT
+    until(lambda: "start the server again" in (switch.reason or ""))
+    assert (switch.state, switch.name) == ("refused", "onnxruntime")
+    gpu.heal()
+    device.close()
+    again = device.open(serving=True)
+    until(lambda: again.state == "live")
+
+
+def test_no_memory_on_the_gpu_is_told_and_costs_no_answer(device: Device, gpu: StandinGpu) -> None:
+    gpu.fail("cudaMalloc", OUT_OF_MEMORY, times=-1)
+    switch = device.open(serving=True)
+    until(lambda: switch.state == "refused")
+    assert "OutOfMemory" in (switch.reason or "")
+    assert "free memory of the GPU" in (switch.reason or "")
+    assert answer(switch) == RIGHT
+    gpu.heal()
+
+
+def test_a_request_that_no_profile_covers_is_refused(device: Device) -> None:
+    switch = device.open(serving=True)
+    until(lambda: switch.state == "live")
+    with pytest.raises(BadRequest, match="x"):
+        switch.run({"x": Tensor("float32", (33, 2), bytes(33 * 8))})
+    assert (switch.state, switch.faults) == ("live", 0)
+
+
+def test_a_device_that_does_not_fit_says_why(device: Device) -> None:
+    device.facts["gpus"] = [{"name": "T4", "compute_capability": "7.5", "memory_mib": 15360}]
+    switch = device.open(serving=True)
+    until(lambda: switch.reason)
+    assert switch.state == "missing"
+    assert "7.5" in (switch.reason or "")
+    assert answer(switch) == RIGHT
+
+
+def carry(device: Device, scale: float = 2.0) -> Path:
+    """Put an engine for this device into the release, as a reference device would have built it."""
+    switch = device.open(serving=True)
+    until(lambda: switch.state in ("live", "refused"))
+    fingerprint = device.store.name
+    device.close()
+    plan = make_plan(
+        inputs={"x": ("float32", [-1, 2])},
+        outputs={"y": {"dtype": "float32", "of": "x", "scale": scale}},
+        profiles=[{"x": ([1, 2], [1, 2], [32, 2])}],
+        version=VERSION,
+    )
+    path = Path(device.release.folder) / "engines" / f"{fingerprint}.engine"
+    path.parent.mkdir()
+    path.write_bytes(plan)
+    name = f"engines/{path.name}"
+    device.release.manifest["tensorrt"]["engines"] = [{"path": name, "fingerprint": fingerprint}]
+    device.release.manifest["files"] = [
+        {"path": name, "sha256": hashlib.sha256(plan).hexdigest(), "size": len(plan)}
+    ]
+    # another device of the class: nothing is kept there yet
+    device.release.digest = "e" * 64
+    return path
+
+
+def test_an_engine_of_the_bundle_is_used_at_once(
+    device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    carry(device)
+    monkeypatch.setenv("SIMULATED_BUILD", "crash")
+    switch = device.open(serving=True)
+    until(lambda: switch.state == "live")
+    assert answer(switch) == RIGHT
+    once = device.open()
+    assert (once.state, once.name) == ("live", "tensorrt")
+
+
+def test_a_carried_engine_of_another_fingerprint_is_left_for_an_own_one(device: Device) -> None:
+    carry(device)
+    (entry,) = device.release.manifest["tensorrt"]["engines"]
+    entry["fingerprint"] = "0" * 64
+    switch = device.open(serving=True)
+    until(lambda: switch.state == "live")
+    assert (device.store / "build" / "started").exists()
+
+
+def test_what_cannot_be_prepared_raises_what_helps(device: Device) -> None:
+    device.facts["tensorrt"] = []
+    found = maker_module.DeviceMaker(device.release, None, None)
+    with pytest.raises(TargetMismatch, match=r"TensorRT 10\.3\.0\.30 is not installed"):
+        found.prepare()
+
+
+def test_tensorrt_rtx_builds_for_the_gpu_that_its_list_does_not_name() -> None:
+    @dataclass
+    class Asked:
+        module: str
+        compute_capabilities: tuple[str, ...]
+
+        def _replace(self, **changes: Any) -> Any:
+            return Asked(**{**self.__dict__, **changes})
+
+    choose: Callable[..., Any] = maker_module._for_this_gpu
+    listed = Asked("tensorrt_rtx", ("8.6", "8.9"))
+    gpu = {"gpus": [{"compute_capability": "12.0"}]}
+    assert choose(listed, gpu).compute_capabilities == ("12.0",)
+    assert choose(listed, {"gpus": [{"compute_capability": "8.9"}]}) is listed
+    assert choose(listed, {}) is listed
+    assert choose(Asked("tensorrt", ("8.7",)), gpu).compute_capabilities == ("8.7",)
+
+
+def test_a_model_of_one_part_has_no_chain_around_its_engine(device: Device) -> None:
+    switch = device.open(serving=True)
+    until(lambda: switch.state == "live")
+    assert type(switch._slot.engine).__name__ == "TensorRTEngine"
+    assert list(switch.run(one(), ["y"])) == ["y"]
