@@ -83,6 +83,7 @@ def run_build(request_path: str, out_dir: str) -> None:
 
 
 def _build(request_path: str, out_dir: str, say: Say) -> str:
+    from .fingerprint import digest as fingerprint_of
     from .fingerprint import hard_facts
 
     request = read_request(request_path)
@@ -104,10 +105,12 @@ def _build(request_path: str, out_dir: str, say: Say) -> str:
         _write_json(os.path.join(out_dir, LAYERS), result.layers)
     if result.timing_cache is not None:
         _write(os.path.join(out_dir, TIMING_CACHE), result.timing_cache)
+    facts = hard_facts(request, vendor.version, _device(request))
     report: Dict[str, Any] = {
         "module": vendor.module,
         "version": vendor.version,
-        "facts": hard_facts(request, vendor.version, _device(request)),
+        "facts": facts,
+        "fingerprint": fingerprint_of(facts),
         "seconds": round(time.monotonic() - started, 3),
         "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10,
         "log": result.log[-20:],
