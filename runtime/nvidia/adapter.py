@@ -106,6 +106,8 @@ class TensorRTEngine:
         try:
             self.memory = self._choose_memory(memory)
             self._make_workers(workers)
+            if "own_us" in self.memory:
+                self._contexts.save()  # the timing compiled what most requests need
         except BaseException:
             self._release()
             raise

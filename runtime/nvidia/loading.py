@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import os
+import re
 import tempfile
 from collections import deque
 from typing import Any, Deque, List, NamedTuple, Optional, Tuple
@@ -26,6 +28,10 @@ TYPES = {
 _LOG_LINES = 40
 _TOLD_LINES = 3
 _LONGEST_LINE = 400
+# Error 35 is a driver missing or too old, 100 no GPU.
+_NO_CUDA = re.compile(r"CUDA initialization failure|cudaError (?:35|100)\b")
+# A plan's header alone is longer.
+_SHORTEST_PLAN = 64
 
 
 class EngineFault(ModelFault):
@@ -130,11 +136,27 @@ def load(vendor: Vendor, plan: Any, *, host_code_allowed: bool = False) -> Loade
     logger = find_logger(trt)
     logger.lines.clear()
     logger.errors.clear()
-    runtime = trt.Runtime(logger)
+    if len(memoryview(plan)) < _SHORTEST_PLAN:
+        # some releases crash on it
+        raise engine_fault("the engine's file is cut off", logger, "build the engine again")
+    try:
+        runtime = trt.Runtime(logger)
+    except (TypeError, RuntimeError) as error:
+        logger.log(trt.ILogger.Severity.ERROR, str(error))
+        runtime = None
+    if runtime is None or any(map(_NO_CUDA.search, logger.errors)):
+        # Without CUDA there may be a runtime all the same; 11.4 crashes when it is used, or freed.
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(runtime))
+        raise engine_fault(
+            "%s %s does not start" % (vendor.name, vendor.version),
+            logger,
+            _loading_hint(logger.lines),
+        )
     if host_code_allowed and hasattr(runtime, "engine_host_code_allowed"):
         runtime.engine_host_code_allowed = True
     engine = _deserialize(trt, runtime, plan, logger)
     asks = engine is None and any("plugin" in line.lower() for line in logger.lines)
+    asks = asks and hasattr(trt, "init_libnvinfer_plugins")
     # The plug-ins' library is large and needs others: it is loaded for an engine that asks.
     if asks and trt.init_libnvinfer_plugins(logger, ""):
         engine = _deserialize(trt, runtime, plan, logger)
@@ -163,8 +185,8 @@ def _deserialize(trt: Any, runtime: Any, plan: Any, logger: Any) -> Any:
 
 def _loading_hint(lines: Any) -> Optional[str]:
     said = " ".join(lines)
-    if "35" in said and "cuda" in said.lower():
-        return "install an NVIDIA driver for this version of CUDA; `nvidia-smi` shows what is there"
+    if _NO_CUDA.search(said):
+        return "give this process a GPU and a driver for its CUDA; `nvidia-smi` shows both"
     if "emory" in said:
         return "free memory of the GPU, or build with a smaller engine"
     return "build the engine again on this device"

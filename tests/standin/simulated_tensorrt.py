@@ -60,6 +60,7 @@ class Faults:
         execute: `false` or `raise`: what `execute_async_v3` does instead of its work.
         execute_after: Calls that still succeed before `execute` or `crash` strikes.
         contexts: How many contexts can be made, None for any number; then None comes back.
+        runtime: A sentence that the logger gets when a `Runtime` is made.
         deserialize: A sentence that the logger gets, whereupon no engine comes back.
         crash: `deserialize` or `execute`: there the process aborts, as a segmentation fault would.
         capturable: Whether a CUDA graph can be captured.
@@ -72,6 +73,7 @@ class Faults:
     execute: str = ""
     execute_after: int = 0
     contexts: int | None = None
+    runtime: str = ""
     deserialize: str = ""
     crash: str = ""
     capturable: bool = True
@@ -237,8 +239,9 @@ class IRuntimeCache:
 class IRuntimeConfig:
     """How a context of TensorRT-RTX is made."""
 
+    cuda_graph_strategy: Any = 0
+
     def __init__(self) -> None:
-        self.cuda_graph_strategy: Any = 0
         self.cache: IRuntimeCache | None = None
 
     def create_runtime_cache(self) -> IRuntimeCache:
@@ -274,6 +277,8 @@ class _Runtime:
         self.logger = logger
         self.engine_host_code_allowed = False
         self.device_capability = "9.0"
+        if self.module.faults.runtime:
+            logger.log(ILogger.ERROR, self.module.faults.runtime)
 
     def deserialize_cuda_engine(self, serialized_engine: Any) -> ICudaEngine | None:
         faults, log = self.module.faults, self.logger.log

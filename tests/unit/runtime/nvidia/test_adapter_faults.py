@@ -183,10 +183,31 @@ def test_an_engine_of_another_build_or_gpu_is_refused(
     assert failed.value.hint == "build the engine again on this device"
 
 
-@pytest.mark.parametrize("plan", [b"", b"\0" * 64, b"simulated-engine\n{"])
+@pytest.mark.parametrize("plan", [b"\0" * 64, b"simulated-engine\n{" + 80 * b" "])
 def test_a_damaged_engine_is_refused(gpu: StandinGpu, plan: bytes):
     with pytest.raises(EngineFault, match=r"does not load the engine: .*Serialization"):
         gpu.open(plan)
+
+
+@pytest.mark.parametrize("plan", [b"", bytes(63)])
+def test_an_engine_that_is_cut_off_never_reaches_tensorrt(gpu: StandinGpu, plan: bytes):
+    gpu.trt.faults.crash = "deserialize"
+    with pytest.raises(EngineFault, match="the engine's file is cut off"):
+        gpu.open(plan)
+
+
+def test_a_runtime_that_does_not_start_is_not_given_an_engine(gpu: StandinGpu):
+    gpu.trt.faults.crash = "deserialize"
+    gpu.trt.faults.runtime = (
+        "Error Code 6: API Usage Error (CUDA initialization failure with error: 35"
+    )
+    with pytest.raises(EngineFault) as failed:
+        gpu.open()
+    assert failed.value.message == (
+        "TensorRT 10.3.0.30 does not start: "
+        "Error Code 6: API Usage Error (CUDA initialization failure with error: 35"
+    )
+    assert "nvidia-smi" in str(failed.value.hint)
 
 
 def test_an_engine_larger_than_the_memory_says_so(gpu: StandinGpu):
