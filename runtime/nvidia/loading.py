@@ -142,7 +142,9 @@ def load(vendor: Vendor, plan: Any, *, host_code_allowed: bool = False) -> Loade
     try:
         runtime = trt.Runtime(logger)
     except (TypeError, RuntimeError) as error:
-        logger.log(trt.ILogger.Severity.ERROR, str(error))
+        # the bindings raise a TypeError of their own for what the logger was told in plain words
+        if not logger.errors:
+            logger.log(trt.ILogger.Severity.ERROR, str(error))
         runtime = None
     if runtime is None or any(map(_NO_CUDA.search, logger.errors)):
         # Without CUDA there may be a runtime all the same; 11.4 crashes when it is used, or freed.
