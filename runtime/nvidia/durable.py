@@ -9,7 +9,7 @@ import os
 import shutil
 from typing import Any, Dict, Mapping, Tuple
 
-_CHUNK_BYTES = 1 << 20
+_CHUNK_BYTES = 4 << 20
 _MAX_RECORD_BYTES = 1 << 20
 
 

@@ -124,6 +124,7 @@ class Lifecycle:
     def _prepare(self) -> bool:
         """Find out what this device is; return whether an engine may be used here."""
         try:
+            self._store.check_ahead()
             self._maker.prepare()
             self._fingerprint = self._maker.fingerprint()
         except Exception as fault:  # noqa: BLE001 - a vendor library may raise anything

@@ -14,9 +14,10 @@ Under the store's folder, for each fingerprint::
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
+import re
 import shutil
+import threading
 import time
 from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Tuple
 
@@ -26,19 +27,17 @@ from .fingerprint import digest
 
 # Another bundle's engines that no process has opened for this long are removed.
 FORGOTTEN_S = 90 * 86400.0
-_ENTRY, _CHECKED, _REJECTED, _TRIES = (
-    "entry.json", "checked.json", "rejected.json", "tries.json",
-)  # fmt: skip
+_ENTRY, _CHECKED = "entry.json", "checked.json"
+_REJECTED, _TRIES = "rejected.json", "tries.json"
 # what a timing cache depends on
 _TIMED_BY = ("module", "version", "capabilities", "platform")
-_HEX = frozenset("0123456789abcdef")
+_IS_DIGEST = re.compile("[0-9a-f]{64}\\Z").match
 
 
 def open_store(release: Any, say: Callable[[str], None]) -> EngineStore:
     """Return the store of a release's engines, in the first place that can be written.
 
-    That is `$XDG_CACHE_HOME/edgepack/engines/BUNDLE`, else a folder beside the release's, else one
-    that is gone with this process.
+    That is `$XDG_CACHE_HOME/edgepack/engines/BUNDLE`, else beside the release, else temporary.
 
     Args:
         release: Has `.folder` and `.digest`.
@@ -83,6 +82,7 @@ class EngineStore:
         self.folder = folder
         self._say = say
         self._temporary = temporary
+        self._ahead: Dict[str, Tuple[threading.Thread, List[Tuple[str, int]]]] = {}
         try:
             os.makedirs(folder, mode=0o700, exist_ok=True)
         except OSError as fault:
@@ -100,7 +100,7 @@ class EngineStore:
                 return None
             path = os.path.join(self._place(fingerprint), entry["engine"])
             try:
-                sha256, size = digest_file(path)
+                sha256, size = self._digest(path)
             except OSError:
                 if attempt == 0:
                     continue
@@ -116,6 +116,24 @@ class EngineStore:
             self._remove_damaged(fingerprint, "its file " + reason)
             return None
         return None
+
+    def check_ahead(self) -> None:
+        """Begin to read the newest engine, for `find` to have its digest by then.
+
+        Reading takes as long as loading does; meanwhile the vendor's libraries are imported.
+        """
+        entries = self._entries()
+        if entries:
+            fingerprint, entry = max(entries, key=lambda item: int(item[1].get("made", 0)))
+            path = os.path.join(self._place(fingerprint), entry["engine"])
+            found: List[Tuple[str, int]] = []
+
+            def read() -> None:
+                with contextlib.suppress(OSError):
+                    found.append(digest_file(path))
+
+            self._ahead[path] = (threading.Thread(target=read, daemon=True), found)
+            self._ahead[path][0].start()
 
     def entry(self, fingerprint: str) -> Optional[Dict[str, Any]]:
         """Return the record of a kept engine: its file, `sha256`, `size`, `facts`, `soft`."""
@@ -322,7 +340,7 @@ class EngineStore:
         for name in _listed(parent):
             other = os.path.join(parent, name)
             with contextlib.suppress(OSError):
-                if _is_digest(name) and time.time() - os.stat(other).st_mtime > FORGOTTEN_S:
+                if _IS_DIGEST(name) and time.time() - os.stat(other).st_mtime > FORGOTTEN_S:
                     shutil.rmtree(other, ignore_errors=True)
 
     def close(self) -> None:
@@ -333,8 +351,14 @@ class EngineStore:
     def _place(self, fingerprint: str) -> str:
         return os.path.join(self.folder, fingerprint)
 
+    def _digest(self, path: str) -> Tuple[str, int]:
+        thread, found = self._ahead.pop(path, (None, []))
+        if thread is not None:
+            thread.join()
+        return found[0] if found else digest_file(path)
+
     def _entries(self) -> List[Tuple[str, Dict[str, Any]]]:
-        names = sorted(filter(_is_digest, _listed(self.folder)))
+        names = sorted(filter(_IS_DIGEST, _listed(self.folder)))
         return [(name, entry) for name in names for entry in [self.entry(name)] if entry]
 
     def _remove_damaged(self, fingerprint: str, reason: str) -> None:
@@ -367,10 +391,6 @@ def _listed(folder: str) -> List[str]:
         return sorted(os.listdir(folder))
     except OSError:
         return []
-
-
-def _is_digest(name: str) -> bool:
-    return len(name) == hashlib.sha256().digest_size * 2 and _HEX.issuperset(name)
 
 
 def _unwritable(path: str, fault: OSError) -> InputOutputFault:

@@ -55,9 +55,11 @@ def main() -> None:
     device = dict(DEVICE)
     if fault == "elsewhere":
         device["gpus"] = [{"name": "A10", "compute_capability": "8.6"}]
+    # x → y as a whole model, a → b as the core of one in parts
+    ((taken, given),) = {name: {"x": "y", "a": "b"}[name] for name in request.profiles[0]}.items()
     plan = make_plan(
-        inputs={"x": ("float32", [-1, 2])},
-        outputs={"y": {"dtype": "float32", "of": "x", "scale": 3.0 if fault == "wrong" else 2.0,
+        inputs={taken: ("float32", [-1, 2])},
+        outputs={given: {"dtype": "float32", "of": taken, "scale": 3.0 if fault == "wrong" else 2.0,
                        "offset": 1.0 if fault == "wrong" else 0.0}},
         profiles=[
             {name: (one["min"], one["opt"], one["max"]) for name, one in profile.items()}

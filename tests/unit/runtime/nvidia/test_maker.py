@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import onnx
 import pytest
+from onnx import TensorProto, helper
 
 from runtime.engine import describe_choice, open_engine
 from runtime.errors import BadRequest, TargetMismatch
@@ -212,7 +214,7 @@ def test_a_shutdown_during_a_build_ends_the_child(
     until(lambda: switch.progress)
     assert switch.progress == (0.5, 9.0, "Timing")
     started = device.store / "build" / "started"
-    until(started.exists)
+    until(lambda: started.exists() and started.read_text())
     pid = int(started.read_text())
     device.close()
     assert not Path(f"/proc/{pid}").exists()
@@ -347,6 +349,48 @@ def test_tensorrt_rtx_builds_for_the_gpu_that_its_list_does_not_name() -> None:
     assert choose(listed, {"gpus": [{"compute_capability": "8.9"}]}) is listed
     assert choose(listed, {}) is listed
     assert choose(Asked("tensorrt", ("8.7",)), gpu).compute_capabilities == ("8.7",)
+
+
+def test_a_model_in_parts_is_checked_and_answered_as_a_whole(
+    device: Device, gpu: StandinGpu
+) -> None:
+    """Head and tail change the sign in ONNX Runtime; the core doubles on the GPU."""
+    folder = Path(device.release.folder)
+    names = {"head": ("x", "a"), "core": ("a", "b"), "tail": ("b", "y")}
+    for part, (taken, given) in names.items():
+        node = (
+            helper.make_node("Add", [taken, taken], [given])
+            if part == "core"
+            else helper.make_node("Neg", [taken], [given])
+        )
+        values = [
+            helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 2])
+            for name in (taken, given)
+        ]
+        graph = helper.make_graph([node], part, values[:1], values[1:])
+        opset = [helper.make_opsetid("", 17)]
+        onnx.save(
+            helper.make_model(graph, opset_imports=opset, ir_version=8), folder / f"{part}.onnx"
+        )
+    engine = device.release.manifest["engine"]
+    engine["artifact"] = "core.onnx"
+    engine["parts"] = {part: f"{part}.onnx" for part in names}
+    table = device.release.manifest["tensorrt"]
+    table["artifact"] = "core.onnx"
+    table["artifact_sha256"] = hashlib.sha256((folder / "core.onnx").read_bytes()).hexdigest()
+    table["profiles"] = [{"a": {"min": [1, 2], "opt": [1, 2], "max": [32, 2]}}]
+    switch = device.open(serving=True)
+    assert answer(switch) == RIGHT
+    until(lambda: switch.state == "live")
+    assert switch.provider == "TensorRT, CPUExecutionProvider"
+    assert answer(switch) == RIGHT
+    # the core fails: the whole is answered by the fallback, whose head and tail are the same
+    gpu.fail("cudaStreamSynchronize", OUT_OF_MEMORY)
+    first = switch._slot
+    assert answer(switch) == RIGHT
+    until(lambda: switch.state == "live" and switch._slot is not first)
+    assert answer(switch) == RIGHT
+    assert switch.rescued == 1
 
 
 def test_a_model_of_one_part_has_no_chain_around_its_engine(device: Device) -> None:

@@ -58,6 +58,27 @@ def test_a_kept_engine_is_found_with_all_that_is_known_of_it(store: EngineStore)
     assert Path(cache).read_bytes() == b"timings"
 
 
+def test_an_engine_read_ahead_is_not_read_again(
+    store: EngineStore, monkeypatch: pytest.MonkeyPatch, said: list[str]
+) -> None:
+    path = Path(keep(store))
+    again = EngineStore(store.folder, said.append)
+    again.check_ahead()
+    for thread, _ in again._ahead.values():
+        thread.join()
+    monkeypatch.setattr("runtime.nvidia.store.digest_file", lambda path: 1 / 0)
+    assert again.find(KEY) == str(path)
+    monkeypatch.undo()
+    # only once: what is damaged later is seen
+    path.write_bytes(b"damage")
+    assert again.find(KEY) is None
+    keep(store)
+    path.write_bytes(b"damage")
+    again.check_ahead()
+    assert again.find(KEY) is None
+    EngineStore(store.folder + "-empty").check_ahead()
+
+
 def test_a_new_engine_takes_the_place_of_the_old_one(store: EngineStore) -> None:
     old = keep(store, b"old")
     store.remember_check(KEY, store.entry(KEY)["sha256"], {"min_cosine": 1.0})
