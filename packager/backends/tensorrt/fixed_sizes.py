@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any, Final
 
 from packager.backends.tensorrt.regions import outer_reads
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 # first, sound needs the length of its window.
 _GUESSES: Final = (8, 64, 512, 4096, 65536)
 _BATCHES: Final = (2, 3)
+_MOST_ELEMENTS: Final = 1 << 25
 
 
 def settle(model: Any, names: Iterable[str], signature: Signature | None) -> None:
@@ -38,6 +40,8 @@ def settle(model: Any, names: Iterable[str], signature: Signature | None) -> Non
     wanted = list(names)
     part = leading_to(model, wanted)
     for first, second in _sizes(model, signature):
+        if max(_elements(part, sizes) for sizes in (first, second)) > _MOST_ELEMENTS:
+            continue
         try:
             made = [run(part, _feeds(part, sizes)) for sizes in (first, second)]
         except tool_faults():
@@ -122,6 +126,16 @@ def _sizes(
         yield pair[0], pair[1]
 
 
+def _elements(part: Any, sizes: Mapping[str, int]) -> int:
+    shapes = [_shape_at(value, sizes) for value in part.graph.input]
+    return max((math.prod(shape) for shape in shapes), default=0)
+
+
+def _shape_at(value: Any, sizes: Mapping[str, int]) -> list[int]:
+    dims = value.type.tensor_type.shape.dim
+    return [d.dim_value if d.HasField("dim_value") else sizes.get(d.dim_param, 1) for d in dims]
+
+
 def _feeds(head: Any, sizes: Mapping[str, int]) -> dict[str, NDArray[Any]]:
     import numpy as np
     import onnx
@@ -129,10 +143,7 @@ def _feeds(head: Any, sizes: Mapping[str, int]) -> dict[str, NDArray[Any]]:
     feeds = {}
     for value in head.graph.input:
         kind = value.type.tensor_type
-        shape = [
-            d.dim_value if d.HasField("dim_value") else sizes.get(d.dim_param, 1)
-            for d in kind.shape.dim
-        ]
+        shape = _shape_at(value, sizes)
         if kind.elem_type == onnx.TensorProto.STRING:
             feeds[value.name] = np.full(shape, "", object)
         else:

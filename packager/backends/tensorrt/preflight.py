@@ -12,9 +12,11 @@ from packager.backends.tensorrt.fixed_sizes import run, settle
 from packager.backends.tensorrt.fold import fold_lacking
 from packager.backends.tensorrt.lower import narrow, rewrite
 from packager.backends.tensorrt.operators import SIZED_BY_DATA
+from packager.backends.tensorrt.regions import sized_by_values, wire
 from packager.backends.tensorrt.split import UnknownValue, split
 from packager.backends.tensorrt.support import MODULE, support_map
 from packager.errors import ModelUnsupported
+from packager.model import data_file
 from packager.passes.patterns import Graph
 
 if TYPE_CHECKING:
@@ -94,6 +96,12 @@ def preflight(
     tensorrt = target.tensorrt
     if tensorrt is None:
         raise ModelUnsupported(f"`{target.name}` has no TensorRT")
+    if data_file(model_path).is_file():
+        raise ModelUnsupported(
+            f"the model is too large for one file, and {tensorrt.module} is given one",
+            accepted="a model of up to 2 GB",
+            hint="halve it with `--precision fp16`",
+        )
     rewritten = rewrite(onnx.load(model_path), tensorrt)
     model, notes = rewritten.model, list(rewritten.notes)
     found: dict[str, str] = {}
@@ -165,6 +173,8 @@ def _lacking(model: Any, tensorrt: TensorRT, found: Mapping[str, str]) -> dict[i
         reason = found.get(node.name) or known_differences(graph, node, tensorrt)
         if reason is not None:
             lacking[place] = reason
+    for place in sized_by_values(wire(model)):
+        lacking.setdefault(place, "its sizes are computed from values, not from shapes")
     return lacking
 
 

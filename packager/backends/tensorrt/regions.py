@@ -134,6 +134,27 @@ def outer_reads(node: Any) -> list[str]:
     return found
 
 
+def sized_by_values(wiring: Wiring) -> list[int]:
+    """Return the places of nodes whose sizes are computed from values instead of from shapes.
+
+    An engine knows the shapes of its inputs before it runs and no value: neither an input that
+    holds sizes, which a profile would have to bound, nor the result of a layer.
+    """
+    from_shapes: set[str] = set()
+    found = []
+    for place, node in enumerate(wiring.nodes):
+        if place in wiring.static:
+            continue
+        if node.op_type in _ASKS_SHAPE or all(n in from_shapes for n in wiring.reads[place]):
+            from_shapes.update(node.output)
+        for at in _SHAPES.get(node.op_type, ()):
+            name = node.input[at] if len(node.input) > at else ""
+            if name in wiring.reads[place] and name not in from_shapes:
+                found.append(place)
+                break
+    return found
+
+
 def assign(
     wiring: Wiring, lacking: Mapping[int, str], better_on_cpu: Iterable[int] = ()
 ) -> list[int]:

@@ -271,6 +271,68 @@ def test_an_empty_core_is_refused(tmp_path: Path) -> None:
         flown(model, "10.3.0.30", tmp_path)
 
 
+def test_sizes_that_an_input_holds_are_left_to_the_cpu(tmp_path: Path) -> None:
+    model = graph_of(
+        [
+            node("Resize", "x - - sizes", "r", mode="nearest"),
+            node("Conv", "r w", "a"),
+            node("Relu", "a", "y"),
+        ],
+        {"x": (np.float32, [1, 3, "h", "w_in"]), "sizes": (np.int64, [4])},
+        {"y": (np.float32, [1, 4, "oh", "ow"])},
+        {"w": noise(4, 3, 3, 3)},
+    )
+    found = flown(model, "10.3.0.30", tmp_path)
+    assert operators(core(found)) == {"Conv", "Relu"}
+    assert any("its sizes are computed from values, not from shapes" in n for n in found.notes)
+    same(found, model, {"x": noise(1, 3, 6, 6), "sizes": np.array([1, 3, 9, 8])})
+
+
+def test_sizes_that_shapes_decide_stay_in_the_engine(tmp_path: Path) -> None:
+    model = graph_of(
+        [
+            node("Conv", "x w", "a", pads=[1, 1, 1, 1]),
+            node("Shape", "x", "s"),
+            node("Slice", "s two four", "sides"),
+            node("Mul", "sides two", "doubled"),
+            node("Slice", "s zero two", "lead"),
+            node("Concat", "lead doubled", "wanted", axis=0),
+            node("Resize", "a - - wanted", "y", mode="nearest"),
+        ],
+        {"x": (np.float32, ["n", 3, "h", "w_in"])},
+        {"y": (np.float32, ["n", 3, "oh", "ow"])},
+        {
+            "w": noise(3, 3, 3, 3),
+            "zero": np.array([0]),
+            "two": np.array([2]),
+            "four": np.array([4]),
+        },
+    )
+    found = flown(model, "10.3.0.30", tmp_path)
+    assert found.moved == ()
+    same(found, model, {"x": noise(2, 3, 4, 5)})
+
+
+def test_a_model_too_large_for_one_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "m.onnx.data").write_bytes(b"")
+    with pytest.raises(ModelUnsupported, match="is too large for one file, and tensorrt is given"):
+        preflight(tmp_path / "m.onnx", target("10.3.0.30"), tmp_path)
+
+
+def test_half_precision_with_a_layer_norm_fits_the_oldest(tmp_path: Path) -> None:
+    half = {"s": noise(8, dtype="float16"), "w": noise(8, 8, dtype="float16")}
+    model = graph_of(
+        [node("MatMul", "x w", "a"), node("LayerNormalization", "a s", "y", axis=-1)],
+        {"x": (np.float16, ["n", 8])},
+        {"y": (np.float16, ["n", 8])},
+        half,
+    )
+    found = flown(model, "8.5.2.2", tmp_path)
+    feeds = {"x": noise(3, 8, dtype="float16")}
+    (wanted,), (got,) = answers(model, feeds), chain(found, feeds, ["y"])
+    np.testing.assert_allclose(got, wanted, atol=2e-2)
+
+
 def test_a_target_without_tensorrt_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelUnsupported, match="`cpu-x86_64` has no TensorRT"):
         preflight(tmp_path / "m.onnx", find_target("cpu-x86_64"), tmp_path)
