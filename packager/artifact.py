@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -146,11 +146,13 @@ class Prebuilt:
         path: The serialized engine.
         fingerprint: Digest of what it depends on.
         facts: What that is, by name.
+        soft: What it was tuned under, on the device that built it: GPU, driver, power mode.
     """
 
     path: Path
     fingerprint: str
     facts: dict[str, Any]
+    soft: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

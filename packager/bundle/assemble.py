@@ -18,7 +18,7 @@ from packager.recipe import check_name, check_version, default_sequence
 from packager.resources import data_dir
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from packager.artifact import Artifact, Prebuilt
     from packager.bundle.golden import Golden
@@ -28,7 +28,9 @@ if TYPE_CHECKING:
     from packager.target import Target
 
 _LIBRARY: Final = "lib/libonnxruntime.so"
-_KINDS: Final = ("model", "lib", "runtime", "golden", "licenses", "labels", "server", "engines")
+_KINDS: Final = (
+    "model", "lib", "runtime", "golden", "licenses", "labels", "server", "engines", "vendor",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +58,7 @@ def assemble(
     out_dir: Path,
     calibration: Samples | None = None,
     sequence: int | None = None,
+    vendor: Sequence[Entry] = (),
 ) -> Bundle:
     """Write `NAME-VERSION-TARGET.edgepack`; the same arguments give the same bytes.
 
@@ -70,6 +73,7 @@ def assemble(
         out_dir: Where the bundle is written.
         calibration: What the search calibrated on: the manifest tells its kind, `random` above all.
         sequence: The integer that decides downgrades; None derives it from the version.
+        vendor: NVIDIA's files, where the user wants them carried.
 
     Raises:
         UsageError: a name, version or labels file that cannot be.
@@ -130,6 +134,7 @@ def assemble(
         *golden.entries,
         *readable.entries,
         *_licenses(target, library),
+        *vendor,
     ]
     out = out_dir / f"{name}-{version}-{target.name}.edgepack"
     digest = write_archive(out, manifest, entries)
@@ -185,9 +190,10 @@ def _tensorrt(artifact: Artifact) -> dict[str, Any]:
     if artifact.tensorrt is None:
         return {}
     engines = [
-        {"path": engine_path(e), "fingerprint": e.fingerprint, "facts": e.facts}
+        {"path": engine_path(e), "fingerprint": e.fingerprint, "facts": e.facts,
+         **({"soft": e.soft} if e.soft else {})}
         for e in artifact.engines
-    ]
+    ]  # fmt: skip
     return {"tensorrt": {**artifact.tensorrt, "engines": engines}}
 
 

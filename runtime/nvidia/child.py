@@ -16,6 +16,7 @@ from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 
 from ..errors import DeviceError, IntegrityFault, UsageFault
 from .builder import BuildFailed, BuildResult, build_engine
+from .carried import use_carried
 from .messages import Journal
 from .progress import Step
 from .request import BuildRequest, model_bytes, read_request
@@ -89,6 +90,7 @@ def _build(request_path: str, out_dir: str, say: Say) -> str:
     request = read_request(request_path)
     model_bytes(request)
     _check_digest(request)
+    use_carried(request.folder)
     vendor = load_vendor(request.module, wanted=request.version)
     os.makedirs(out_dir, exist_ok=True)
     journal = Journal(write=_log)

@@ -19,7 +19,7 @@ from packager.resources import RUNTIME_LOADER, data_dir
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
+    from pathlib import Path, PurePath
 
     from packager.console import Reporter
     from packager.process import Completed
@@ -100,7 +100,7 @@ def build_ahead(
     key = sha256_of(canonical_json(ingredients(recipe)))
     kept = cache.find(key)
     if kept is not None:
-        found = _read_kept(kept)
+        found = read_built(kept)
         if found is not None:
             return found
         shutil.rmtree(kept, ignore_errors=True)
@@ -108,7 +108,7 @@ def build_ahead(
     _lay_out(release, recipe, core)
     out.mkdir()
     request = workdir / "request.json"
-    request.write_bytes(canonical_json(request_fields(recipe, release)))
+    request.write_bytes(canonical_json(request_fields(recipe, release.absolute())))
     size_mib = sum(path.stat().st_size for path in core.parent.glob(f"{core.name}*")) >> 20
     limit = memory_mib or _LEAST_MEMORY_MIB + _MEMORY_PER_MODEL * size_mib
     done = run(
@@ -120,7 +120,7 @@ def build_ahead(
     )
     if done.returncode != 0:
         raise to_error(done, "this host")
-    built = _read_kept(out)
+    built = read_built(out)
     if built is None:
         raise ExternalToolError(f"the builder left no engine\n{describe(done)}")
     engine, measured = built
@@ -168,14 +168,14 @@ def ingredients(recipe: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def request_fields(recipe: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+def request_fields(recipe: Mapping[str, Any], folder: PurePath) -> dict[str, Any]:
     """Return a build request for the runtime's builder, as its `request.py` reads it.
 
     Args:
         recipe: `manifest["tensorrt"]`.
-        folder: Below it lies the recipe's `artifact`.
+        folder: Absolute, where the build runs; below it lies the recipe's `artifact`.
     """
-    return {**{name: recipe[name] for name in _REQUEST}, "folder": str(folder.absolute())}
+    return {**{name: recipe[name] for name in _REQUEST}, "folder": str(folder)}
 
 
 def tell_progress(line: str, reporter: Reporter) -> None:
@@ -247,7 +247,7 @@ def _lay_out(release: Path, recipe: Mapping[str, Any], core: Path) -> None:
             shutil.copyfile(source, copy)
 
 
-def _read_kept(folder: Path) -> tuple[Prebuilt, dict[str, Any]] | None:
+def read_built(folder: Path) -> tuple[Prebuilt, dict[str, Any]] | None:
     """Return the engine in a folder and its measurements; None where it is damaged."""
     path = folder / "engine"
     try:
