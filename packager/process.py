@@ -24,6 +24,7 @@ _TAIL_LINES = 20
 _STOP_S = 10.0
 _WATCH_S = 0.2
 _CHUNK_BYTES = 1 << 16
+Child = subprocess.Popen[bytes]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,10 +22,9 @@ from packager.errors import (
     TargetError,
     UsageError,
 )
-from packager.process import Completed, background, run
+from packager.process import Child, Completed, background, run
 
 if TYPE_CHECKING:
-    import subprocess
     from collections.abc import Callable, Mapping, Sequence
 
 _CONNECT_S: Final = 20
@@ -324,7 +323,7 @@ class Remote:
         words = ["ssh", *self._options(), *port, "-T", "-o", "RemoteCommand=none"]
         return [*words, "--", self.address.login, shlex.join(argv)]
 
-    def _await_folder(self, keeper: subprocess.Popen[bytes], log: Path) -> PurePosixPath:
+    def _await_folder(self, keeper: Child, log: Path) -> PurePosixPath:
         deadline = time.monotonic() + _OPEN_S
         while True:
             ended = keeper.poll() is not None
@@ -384,7 +383,7 @@ class Remote:
         return f"'[{self.address.host}]:{self.address.port}'"
 
 
-def _let_go(keeper: subprocess.Popen[bytes]) -> None:
+def _let_go(keeper: Child) -> None:
     """Let the keeper remove its folder and end; what stays is killed by `background`."""
     if keeper.stdin is not None:
         keeper.stdin.close()
