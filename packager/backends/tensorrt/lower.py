@@ -19,7 +19,7 @@ from packager.passes.graph import all_nodes, is_quantized
 from packager.passes.patterns import Graph
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Collection, Iterable, Mapping
 
     from numpy.typing import NDArray
 
@@ -69,10 +69,15 @@ def fit(
     return Fitted(model=rewritten.model, notes=tuple(notes))
 
 
-def rewrite(model: Any, tensorrt: TensorRT) -> Fitted:
+def rewrite(model: Any, tensorrt: TensorRT, *, also: Collection[str] = ()) -> Fitted:
     """Return a model whose nodes are named, and written in what the target's TensorRT has.
 
     What cannot be written so stays as it is.
+
+    Args:
+        model: An `onnx.ModelProto`, which is not changed.
+        tensorrt: The target's.
+        also: Names of nodes to write otherwise although they are not known to be lacking.
     """
     import onnx
     import onnx.inliner
@@ -87,9 +92,9 @@ def rewrite(model: Any, tensorrt: TensorRT) -> Fitted:
         notes += to_symmetric(changed).notes()
     counts: Counter[str] = Counter()
     for _ in range(_ROUNDS):
-        if not _one_round(changed, tensorrt, counts):
+        if not _one_round(changed, tensorrt, counts, also):
             break
-    changed = _by_definition(changed, tensorrt, counts)
+    changed = _by_definition(changed, tensorrt, counts, also)
     name_nodes(changed)
     notes += [
         f"{count} × {name} written in other operators" for name, count in sorted(counts.items())
@@ -154,7 +159,7 @@ def name_nodes(model: Any) -> None:
         node.name = name
 
 
-def _one_round(model: Any, tensorrt: TensorRT, counts: Counter[str]) -> bool:
+def _one_round(model: Any, tensorrt: TensorRT, counts: Counter[str], also: Collection[str]) -> bool:
     """Rewrite every node that the target's TensorRT lacks; tell whether there was one."""
     graph = Graph(model)
     before = graph.edits
@@ -162,7 +167,7 @@ def _one_round(model: Any, tensorrt: TensorRT, counts: Counter[str]) -> bool:
         table = MICROSOFT if node.domain == DOMAIN else REWRITES
         if node.domain not in ("", "ai.onnx", DOMAIN) or node.op_type not in table:
             continue
-        if not _is_lacking(graph, node, tensorrt):
+        if node.name not in also and not _is_lacking(graph, node, tensorrt):
             continue
         draft = Draft(graph, node)
         if table[node.op_type](draft):
@@ -188,7 +193,9 @@ def _is_lacking(graph: Graph, node: Any, tensorrt: TensorRT) -> bool:
     return bool(schema.deprecated)
 
 
-def _by_definition(model: Any, tensorrt: TensorRT, counts: Counter[str]) -> Any:
+def _by_definition(
+    model: Any, tensorrt: TensorRT, counts: Counter[str], also: Collection[str]
+) -> Any:
     """Return the model with ONNX's own definitions in the place of what is still lacking."""
     import onnx
     import onnx.inliner
@@ -199,7 +206,7 @@ def _by_definition(model: Any, tensorrt: TensorRT, counts: Counter[str]) -> Any:
         for node in model.graph.node
         if node.domain in ("", "ai.onnx")
         and node.op_type in _BY_DEFINITION
-        and _is_lacking(graph, node, tensorrt)
+        and (node.name in also or _is_lacking(graph, node, tensorrt))
     )
     if not lacking:
         return model

@@ -113,6 +113,10 @@ def preflight(
         news = _news(support, model, found, tensorrt)
         if not news:
             break
+        # What the parser refuses against the lists may still be written otherwise.
+        rewritten = rewrite(model, tensorrt, also=news)
+        notes += rewritten.notes
+        model = rewritten.model if rewritten.notes else model
         found.update(news)
     else:
         name = next(reversed(found))

@@ -333,6 +333,26 @@ def test_half_precision_with_a_layer_norm_fits_the_oldest(tmp_path: Path) -> Non
     np.testing.assert_allclose(got, wanted, atol=2e-2)
 
 
+def test_what_the_parser_refuses_against_the_lists_is_written_otherwise(tmp_path: Path) -> None:
+    model = graph_of(
+        [
+            node("MatMul", "x w", "a"),
+            node("LayerNormalization", "a s", "b mean", axis=-1),
+            node("MatMul", "b w", "c"),
+            node("Add", "c mean", "y"),
+        ],
+        {"x": (np.float32, ["n", 8])},
+        {"y": (np.float32, ["n", 8])},
+        {"w": noise(8, 8), "s": noise(8)},
+    )
+    found = flown(model, "rtx", tmp_path)
+    assert found.moved == ()
+    assert "1 × LayerNormalization written in other operators" in found.notes
+    feeds = {"x": noise(2, 8)}
+    (wanted,), (got,) = answers(model, feeds), chain(found, feeds, ["y"])
+    np.testing.assert_allclose(got, wanted, atol=1e-5)
+
+
 def test_a_target_without_tensorrt_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelUnsupported, match="`cpu-x86_64` has no TensorRT"):
         preflight(tmp_path / "m.onnx", find_target("cpu-x86_64"), tmp_path)
