@@ -12,6 +12,7 @@ import pytest
 from runtime.dtypes import BY_NAME, pack, unpack
 from runtime.errors import BadRequest, ModelFault
 from runtime.nvidia.cudart import CudaFault
+from runtime.nvidia.lane import Lane
 from runtime.nvidia.loading import EngineFault
 from runtime.nvidia.memory import OWN, SHARED
 from runtime.signature import Signature
@@ -156,6 +157,7 @@ def test_an_output_whose_size_depends_on_the_data_grows(gpu: StandinGpu, memory:
         assert floats(answer["y"]) == [2 * value + 1 for value in values]
     big = engine.run({"x": rows(32, 1)})["kept"]
     assert floats(big) == floats(rows(32, 1))
+    assert engine.notes == [], "graphs are not even tried"
     engine.close()
 
 
@@ -312,6 +314,38 @@ def test_the_faster_memory_is_found_by_timing_both(gpu: StandinGpu):
     taken = {SHARED: engine.memory["shared_us"], OWN: engine.memory["own_us"]}
     assert engine.memory["memory"] == min(taken, key=lambda kind: taken[kind])
     assert min(taken.values()) > 0
+    engine.close()
+
+
+def test_each_kind_of_memory_is_timed_with_its_own_addresses(gpu: StandinGpu, monkeypatch: Any):
+    seen: list[tuple[bool, bool]] = []
+    run = Lane.run
+
+    def watched(lane: Lane, *arguments: Any) -> dict[str, Tensor]:
+        answer = run(lane, *arguments)
+        seen.append((lane._shared, lane._context.get_tensor_address("x") == lane._in.device))
+        return answer
+
+    monkeypatch.setattr(Lane, "run", watched)
+    gpu.open(memory="auto").close()
+    assert set(seen) == {(True, True), (False, True)}
+
+
+def test_answers_come_in_the_order_of_the_signature(gpu: StandinGpu):
+    outputs = {
+        "first": {"dtype": "float32", "of": "x"},
+        "second": {"dtype": "float32", "sum": "x"},
+    }
+    wire = {
+        "inputs": [{"name": "x", "dtype": "float32", "shape": [2, 3]}],
+        "outputs": [
+            {"name": "second", "dtype": "float32", "shape": [2]},
+            {"name": "first", "dtype": "float32", "shape": [2, 3]},
+        ],
+    }
+    engine = gpu.open(gpu.plan(outputs=outputs), signature=Signature(wire))
+    assert list(engine.run({"x": rows(2)})) == ["second", "first"]
+    assert engine.interface == (("x",), ("second", "first"))
     engine.close()
 
 
