@@ -169,7 +169,9 @@ class _Build:
 
     def _prepare_parser(self, parser: Any, config: Any) -> None:
         """Let the parser shape layers for the accelerator, where it can."""
-        if self._request.dla_core is None or not self._vendor.has("adjust_for_dla"):
+        if self._request.dla_core is None:
+            return
+        if not (self._vendor.has("adjust_for_dla") and self._vendor.has("parser_flags")):
             return
         parser.set_flag(self._vendor.trt.OnnxParserFlag.ADJUST_FOR_DLA)
         if self._vendor.has("parser_config"):

@@ -110,10 +110,9 @@ def start_build(
     os.makedirs(folder, mode=0o700, exist_ok=True)
     folder = os.path.abspath(folder)
     check_room(folder, model_bytes(request), request.module)
-    for name in (ENGINE, REPORT, LAYERS, TIMING_CACHE):
+    for name in (ENGINE, REPORT, LAYERS):
         _remove(os.path.join(folder, name))
-    if timing_cache is not None:
-        _copy(timing_cache, os.path.join(folder, TIMING_CACHE))
+    _put_timing_cache(timing_cache, os.path.join(folder, TIMING_CACHE))
     request_path = os.path.join(folder, REQUEST)
     _write(request_path, request.to_json())
     words = [*argv, request_path, folder]
@@ -376,9 +375,14 @@ def _write(path: str, text: str, mode: int = 0o644) -> None:
     os.chmod(path, mode)
 
 
-def _copy(source: str, target: str) -> None:
-    with contextlib.suppress(FileNotFoundError):
-        shutil.copyfile(source, target)
+def _put_timing_cache(source: Optional[str], target: str) -> None:
+    """Put an earlier build's timings where the child looks for them, or nothing."""
+    if source is not None and os.path.realpath(source) == os.path.realpath(target):
+        return
+    _remove(target)
+    if source is not None:
+        with contextlib.suppress(FileNotFoundError):
+            shutil.copyfile(source, target)
 
 
 def _remove(path: str) -> None:

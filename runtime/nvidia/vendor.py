@@ -31,6 +31,7 @@ FEATURES = {
     "node_names": "ParserError.node_name",
     "node_operators": "ParserError.node_operator",
     "adjust_for_dla": "OnnxParserFlag.ADJUST_FOR_DLA",
+    "parser_flags": "OnnxParser.set_flag",
     "parser_config": "OnnxParser.set_builder_config",
     "cublas_tactics": "TacticSource.CUBLAS",
     "cublaslt_tactics": "TacticSource.CUBLAS_LT",

@@ -302,6 +302,8 @@ def test_a_timing_cache_is_put_where_the_child_reads_it(request_: BuildRequest, 
     report = run(request_, tmp_path / "out", GOOD, timing_cache=str(tmp_path / "kept"))
     assert report.timing_cache is not None
     assert Path(report.timing_cache).read_bytes() == b"timings"
+    again = run(request_, tmp_path / "out", GOOD, timing_cache=report.timing_cache)
+    assert again.timing_cache == report.timing_cache
     assert run(request_, tmp_path / "out", GOOD).timing_cache is None
 
 
