@@ -65,7 +65,7 @@ def run_build(request_path: str, out_dir: str) -> None:
     except OSError as fault:
         full = fault.errno == errno.ENOSPC
         problem = BuildFailed(
-            "the engine cannot be written to `%s`: %s"
+            "the build ended at `%s`: %s"
             % (fault.filename or out_dir, (fault.strerror or str(fault)).lower()),
             "free some of the disk, or set XDG_CACHE_HOME to another one" if full else None,
         )
