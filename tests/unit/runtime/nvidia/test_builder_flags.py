@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from runtime.nvidia import builder as builder_module
+from runtime.nvidia import child
 from runtime.nvidia.builder import BuildFailed, build_engine
 from runtime.nvidia.messages import Journal
 from runtime.nvidia.vendor import Vendor
@@ -223,3 +224,41 @@ def test_an_inspector_that_answers_otherwise_is_an_error(tmp_path: Path):
     found.trt.Runtime.deserialize_cuda_engine = lambda *_: None
     with pytest.raises(BuildFailed, match="built no engine, and did not say why"):
         build(found, request(tmp_path, **STRONG))
+
+
+def layer(word: str) -> dict[str, Any]:
+    tensors = [{"Name": "x", "Format/Datatype": word}]
+    return {"Name": "conv", "LayerType": "CaskConvolution", "Inputs": tensors, "Outputs": tensors}
+
+
+def run_child(folder: Path, monkeypatch: pytest.MonkeyPatch, told: str) -> dict[str, Any]:
+    found = vendor("10.3.0.30", layers=[layer(told)])
+    monkeypatch.setattr(child, "load_vendor", lambda *_, **__: found)
+    asked = request(folder, **STRONG, precision="fp16")
+    (folder / "request.json").write_text(asked.to_json())
+    report = child._build(str(folder / "request.json"), str(folder / "out"), lambda _: None)
+    return dict(json.loads((folder / report).read_text()))
+
+
+def test_the_report_tells_each_precision_and_the_timings_are_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    report = run_child(tmp_path, monkeypatch, "Half")
+    assert report["layers"] == {"fp16": 1}
+    assert report["lost_precision"] is None
+    assert (tmp_path / "out" / "timing.cache").read_bytes() == b"+timed+timed"
+    assert json.loads((tmp_path / "out" / "layers.json").read_text()) == [layer("Half")]
+    # The next build starts from it.
+    run_child(tmp_path, monkeypatch, "Half")
+    assert (tmp_path / "out" / "timing.cache").read_bytes() == b"+timed+timed+timed+timed"
+
+
+def test_a_silent_loss_of_precision_is_an_error_and_leaves_no_engine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    with pytest.raises(BuildFailed, match="fp16") as caught:
+        run_child(tmp_path, monkeypatch, "Float")
+    assert caught.value.hint is not None
+    assert "--precision fp32" in caught.value.hint
+    assert not (tmp_path / "out" / "engine").exists()
+    assert (tmp_path / "out" / "layers.json").exists()
