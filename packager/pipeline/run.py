@@ -14,6 +14,7 @@ from packager.errors import BudgetMissed, IntegrityError
 from packager.pipeline import stages
 from packager.pipeline.cache import StageCache, tool_versions
 from packager.pipeline.compressing import compress_stage
+from packager.pipeline.engines import engine_stage
 from packager.workspace import workspace
 
 if TYPE_CHECKING:
@@ -113,6 +114,9 @@ def _build_one(
     artifact, outcome = compress_stage(
         recipe, target, model, data, locked=locked, cache=cache, work=work, reporter=reporter
     )  # fmt: skip
+    artifact = engine_stage(
+        artifact, target=target, recipe=recipe, cache=cache, work=work, reporter=reporter
+    )
     reporter.stage(f"bundle for {target.name}")
     golden = stages.golden_stage(recipe, artifact, work=work, reporter=reporter)
     library = fetch_library(

