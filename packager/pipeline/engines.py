@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from packager.artifact import Parts
@@ -11,12 +13,13 @@ from packager.manifest import sha256_file
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from pathlib import Path
 
     from packager.artifact import Artifact
+    from packager.bundle.archive import Entry
     from packager.console import Reporter
     from packager.model import Signature
     from packager.pipeline.cache import StageCache
+    from packager.pipeline.plan import Plan
     from packager.recipe import Recipe
     from packager.target import Target
 
@@ -35,6 +38,7 @@ def engine_stage(
     cache: StageCache,
     work: Path,
     reporter: Reporter,
+    ahead: bool = True,
 ) -> Artifact:
     """Return the artifact with what its target's TensorRT needs; any other target's as it is.
 
@@ -45,6 +49,7 @@ def engine_stage(
         cache: Engines that were built ahead before.
         work: A folder that is gone afterwards.
         reporter: Is told what was found.
+        ahead: Build the engine here where the target's can be; else a reference device does.
 
     Raises:
         ModelUnsupported: the graph holds what TensorRT neither runs nor can leave to the CPU.
@@ -78,6 +83,7 @@ def engine_stage(
         artifact=_CORE,
         artifact_sha256=sha256_file(parts.core),
         needs=needs(target.tensorrt, target.jetpack),
+        products=_products(parts, artifact.precision),
     )
     facts = {
         "notes": list(found.notes),
@@ -86,7 +92,7 @@ def engine_stage(
         "profiles": table["profiles"],
     }
     artifact = dataclasses.replace(artifact, parts=parts, tensorrt=table)
-    if target.tensorrt.module == "tensorrt_rtx":
+    if target.tensorrt.module == "tensorrt_rtx" and ahead:
         reporter.stage(f"build the engine for {target.name}")
         engine, measured = build_ahead(
             table, parts.core, target.tensorrt, cache=cache, workdir=folder, reporter=reporter
@@ -94,6 +100,70 @@ def engine_stage(
         facts["engine"] = measured
         artifact = dataclasses.replace(artifact, engines=(engine,))
     return dataclasses.replace(artifact, facts={**artifact.facts, "tensorrt": facts})
+
+
+def _products(parts: Parts, precision: str) -> tuple[str, ...]:
+    """Return the layers that an engine of this precision must not compute in float32."""
+    from packager.backends.tensorrt.nodes import products_in
+
+    words = [word for word in ("int8", "fp16", "bf16") if word in precision]
+    return products_in(parts.core, words[0]) if words else ()
+
+
+def engine_from_device(
+    artifact: Artifact,
+    url: str,
+    bundle: Path,
+    *,
+    target: Target,
+    work: Path,
+    reporter: Reporter,
+) -> Artifact:
+    """Return the artifact with the engine that a reference device built of its bundle.
+
+    The user's own configuration of ssh counts, or the file that EDGEPACK_SSH_CONFIG names.
+
+    Raises:
+        EdgepackError: see `deliver.reference.build_on`.
+    """
+    from packager.deliver.reference import build_on
+
+    folder = work / "reference"
+    folder.mkdir()
+    config = os.environ.get("EDGEPACK_SSH_CONFIG")
+    engine, measured = build_on(
+        url, bundle, target, workdir=folder, reporter=reporter,
+        config=Path(config) if config else None,
+    )  # fmt: skip
+    facts = {**artifact.facts["tensorrt"], "engine": measured}
+    return dataclasses.replace(
+        artifact, engines=(engine,), facts={**artifact.facts, "tensorrt": facts}
+    )
+
+
+def vendor_stage(plan: Plan, target: Target, *, reporter: Reporter) -> list[Entry]:
+    """Return NVIDIA's files for a bundle, where the user wants them carried and there are any."""
+    if not plan.vendor_libraries or target.tensorrt is None:
+        return []
+    if target.tensorrt.module != "tensorrt_rtx":
+        return []
+    from packager.backends.tensorrt.vendor_libraries import vendor_terms
+    from packager.bundle.vendor import vendor_entries
+
+    for sentence in vendor_terms(target):
+        reporter.note(sentence)
+    return vendor_entries(
+        target, cache=plan.cache_dir, wheelhouse=plan.wheelhouse, reporter=reporter
+    )
+
+
+def why_no_engine_here(target: Target) -> str:
+    """Return why this machine cannot run the target's engine; empty where it can, or has none."""
+    if target.tensorrt is None:
+        return ""
+    from packager.bundle.device import reasons_against_engines
+
+    return "; ".join(reasons_against_engines([target])[target.name])
 
 
 def _compare(artifact: Artifact, parts: Parts, samples: Sequence[Mapping[str, Any]]) -> float:

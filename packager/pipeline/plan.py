@@ -323,10 +323,10 @@ def _check_engines(
     targets: Sequence[Target], *, engine_on: str | None, vendor_libraries: bool
 ) -> None:
     modules = [t.tensorrt.module if t.tensorrt is not None else "" for t in targets]
-    if engine_on is not None and modules != ["tensorrt"]:
+    if engine_on is not None and (len(modules) != 1 or not modules[0]):
         raise UsageError(
             "`--engine-on` builds the engine of one target on a device like it",
-            accepted="exactly one `-t`, of a Jetson or a GPU server",
+            accepted="exactly one `-t`, of a target that has TensorRT",
         )
     if vendor_libraries and "tensorrt_rtx" not in modules:
         raise UsageError(

@@ -14,7 +14,12 @@ from packager.errors import BudgetMissed, IntegrityError
 from packager.pipeline import stages
 from packager.pipeline.cache import StageCache, tool_versions
 from packager.pipeline.compressing import compress_stage
-from packager.pipeline.engines import engine_stage
+from packager.pipeline.engines import (
+    engine_from_device,
+    engine_stage,
+    vendor_stage,
+    why_no_engine_here,
+)
 from packager.workspace import workspace
 
 if TYPE_CHECKING:
@@ -22,6 +27,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from packager.artifact import Artifact
+    from packager.bundle.assemble import Bundle
     from packager.console import Reporter
     from packager.model import Model
     from packager.pipeline.plan import Plan
@@ -115,25 +121,36 @@ def _build_one(
         recipe, target, model, data, locked=locked, cache=cache, work=work, reporter=reporter
     )  # fmt: skip
     artifact = engine_stage(
-        artifact, target=target, recipe=recipe, cache=cache, work=work, reporter=reporter
-    )
+        artifact, target=target, recipe=recipe, cache=cache, work=work, reporter=reporter,
+        ahead=plan.engine_on is None,
+    )  # fmt: skip
     reporter.stage(f"bundle for {target.name}")
     golden = stages.golden_stage(recipe, artifact, work=work, reporter=reporter)
     library = fetch_library(
         target.engine.library, cache=plan.cache_dir, wheelhouse=plan.wheelhouse, reporter=reporter
     )
-    staging = work / "bundle"
-    staging.mkdir()
-    bundle = assemble(
-        artifact,
-        target=target,
-        recipe=recipe,
-        golden=golden,
-        library=library,
-        calibration=data.calibration,
-        sequence=plan.sequence,
-        out_dir=staging,
-    )
+    vendor = vendor_stage(plan, target, reporter=reporter)
+
+    def bundled(folder: str) -> Bundle:
+        (work / folder).mkdir()
+        return assemble(
+            artifact,
+            target=target,
+            recipe=recipe,
+            golden=golden,
+            library=library,
+            calibration=data.calibration,
+            sequence=plan.sequence,
+            vendor=vendor,
+            out_dir=work / folder,
+        )
+
+    bundle = bundled("bundle")
+    if plan.engine_on is not None:
+        artifact = engine_from_device(
+            artifact, plan.engine_on, bundle.path, target=target, work=work, reporter=reporter
+        )
+        bundle = bundled("bundle-with-engine")
     reporter.stage(f"check {bundle.path.name}")
     checks = check_bundle(bundle.path, target, cache_dir=work / "cache", reporter=reporter)
     path = plan.bundle_path(target)
@@ -176,6 +193,10 @@ def check_bundle(
         reporter.note(f"{target.name} is not this machine: the device's self-test confirms it")
         return checks
     checks["self-test"] = f"passed here ({result['cpu']})"
+    engine = why_no_engine_here(target)
+    if engine:
+        checks["engine"] = f"not run here: {engine}"
+        reporter.note(f"the self-test ran on the CPU; the engine was not run here: {engine}")
     release = cache_dir / "edgepack" / "releases" / str(result["digest"])
     for cpu in target.emulators:
         emulated = samples_under(release, cpu, arch=target.arch, cache_dir=cache_dir)

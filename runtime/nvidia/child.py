@@ -139,7 +139,7 @@ def _look(request: BuildRequest, result: BuildResult) -> Dict[str, Any]:
 
     return {
         "layers": layers_by_precision(result.layers),
-        "lost_precision": lost_precision(request.precision, result.layers),
+        "lost_precision": lost_precision(request.precision, result.layers, request.products),
         "not_inspected": not_looked(result.layers),
     }
 

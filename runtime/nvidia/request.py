@@ -16,6 +16,7 @@ _DLA_BACK = (11, 4, 1)
 _MAX_BYTES = 4 << 20
 _MAX_PROFILES = 64
 _MAX_INPUTS = 256
+_MAX_PRODUCTS = 1 << 16
 _MAX_RANK = 8
 _MAX_DIM = (1 << 31) - 1
 _MAX_MIB = 1 << 21
@@ -56,6 +57,8 @@ class BuildRequest(NamedTuple):
         dla_core: Which deep learning accelerator runs the layers; None: the GPU.
         gpu_fallback: Layers that the accelerator lacks may run on the GPU.
         version_compatible: The engine also runs in later TensorRTs, by host code that it carries.
+        products: Names of convolutions and matrix products that the graph has in the precision
+            asked for; one that computes in float32 is a loss of it. Empty where nobody named them.
     """
 
     module: str
@@ -74,6 +77,7 @@ class BuildRequest(NamedTuple):
     dla_core: Optional[int]
     gpu_fallback: bool
     version_compatible: bool
+    products: Tuple[str, ...] = ()
 
     @property
     def path(self) -> str:
@@ -180,7 +184,8 @@ def reason_against_dla(request: BuildRequest, numbers: Sequence[int], name: str)
 
 
 def _read(fields: Dict[str, Any], folder: str) -> BuildRequest:
-    missing = [key for key in BuildRequest._fields if key != "folder" and key not in fields]
+    optional = ("folder", *BuildRequest._field_defaults)
+    missing = [key for key in BuildRequest._fields if key not in optional and key not in fields]
     if missing:
         raise BadRecipe("the engine recipe lacks `%s`" % missing[0])
     capabilities = _words(fields["compute_capabilities"], "compute_capabilities", 32)
@@ -209,6 +214,7 @@ def _read(fields: Dict[str, Any], folder: str) -> BuildRequest:
         dla_core=_optional_whole(fields, "dla_core", 0, 15),
         gpu_fallback=_switch(fields, "gpu_fallback"),
         version_compatible=_switch(fields, "version_compatible"),
+        products=_words(fields.get("products", []), "products", _MAX_PRODUCTS),
     )
     if request.strongly_typed and flags:
         raise BadRecipe("a strongly typed network takes no precision `flags`")

@@ -32,6 +32,7 @@ def engine_recipe(
     artifact: str,
     artifact_sha256: str,
     needs: Sequence[str],
+    products: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Return `manifest["tensorrt"]`, without engines.
 
@@ -43,6 +44,8 @@ def engine_recipe(
         artifact: Path of the graph inside the bundle.
         artifact_sha256: Its digest.
         needs: What the device must have, a sentence each.
+        products: Convolutions and matrix products that the graph has in the precision asked for:
+            the device looks whether its engine computes them so.
 
     Raises:
         TargetError: an accelerator that the target does not have.
@@ -78,6 +81,7 @@ def engine_recipe(
         "version_compatible": options.version_compatible,
         "cuda_graphs": options.cuda_graphs,
         "needs": list(needs),
+        "products": list(products),
         "engines": [],
     }  # fmt: skip
 

@@ -226,9 +226,9 @@ def test_an_inspector_that_answers_otherwise_is_an_error(tmp_path: Path):
         build(found, request(tmp_path, **STRONG))
 
 
-def layer(word: str) -> dict[str, Any]:
+def layer(word: str, name: str = "conv") -> dict[str, Any]:
     tensors = [{"Name": "x", "Format/Datatype": word}]
-    return {"Name": "conv", "LayerType": "CaskConvolution", "Inputs": tensors, "Outputs": tensors}
+    return {"Name": name, "LayerType": "CaskConvolution", "Inputs": tensors, "Outputs": tensors}
 
 
 def run_child(folder: Path, monkeypatch: pytest.MonkeyPatch, told: str) -> dict[str, Any]:
@@ -262,3 +262,18 @@ def test_a_silent_loss_of_precision_is_an_error_and_leaves_no_engine(
     assert "--precision fp32" in caught.value.hint
     assert not (tmp_path / "out" / "engine").exists()
     assert (tmp_path / "out" / "layers.json").exists()
+
+
+def test_one_layer_of_many_that_lost_its_precision_is_an_error_by_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    found = vendor("10.3.0.30", layers=[layer("Half", "first"), layer("Float", "second")])
+    monkeypatch.setattr(child, "load_vendor", lambda *_, **__: found)
+    asked = request(tmp_path, **STRONG, precision="fp16", products=("first", "second"))
+    (tmp_path / "request.json").write_text(asked.to_json())
+    with pytest.raises(BuildFailed, match=r"1 of 2 layers meant for it .* in fp32: `second`"):
+        child._build(str(tmp_path / "request.json"), str(tmp_path / "out"), lambda _: None)
+    # Left in float32 on purpose, it is no loss.
+    asked = asked._replace(products=("first",))
+    (tmp_path / "request.json").write_text(asked.to_json())
+    child._build(str(tmp_path / "request.json"), str(tmp_path / "again"), lambda _: None)

@@ -77,6 +77,8 @@ def test_a_manifest_without_a_recipe_is_refused():
         ("precision", "$(x)", "`precision`"),
         ("strongly_typed", 1, "must be true or false"),
         ("strongly_typed", True, "takes no precision `flags`"),
+        ("products", "conv", "must be a list of words"),
+        ("products", [1], "must be a list of words"),
         ("flags", ["best"], "cannot hold `best`"),
         ("flags", ["fp16", "int8", "fp16"], "must be a list of words"),
         ("profiles", {}, "must be a list of at most 64"),
@@ -106,7 +108,7 @@ def test_a_hostile_value_is_refused_by_its_name(key: str, value: Any, message: s
     assert caught.value.exit_code == 5
 
 
-@pytest.mark.parametrize("key", [key for key in FIELDS if key != "folder"])
+@pytest.mark.parametrize("key", [key for key in FIELDS if key not in ("folder", "products")])
 def test_a_missing_value_is_refused_by_its_name(key: str):
     fields = {name: value for name, value in FIELDS.items() if name != key}
     with pytest.raises(BadRecipe, match=f"lacks `{key}`"):
