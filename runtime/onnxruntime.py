@@ -85,6 +85,13 @@ class Session:
             ort.call("SetInterOpNumThreads", options, 1)
             # a spinning pool doubles the CPU time of a small model at two threads
             ort.call("AddSessionConfigEntry", options, b"session.intra_op.allow_spinning", b"0")
+            # 1.32 crashes where it widens an fp16 constant behind a Transpose
+            ort.call(
+                "AddSessionConfigEntry",
+                options,
+                b"optimization.disable_specified_optimizers",
+                b"FuseFp16InitializerToFp32NodeTransformer",
+            )
             self._session = _create_session(ort, model, options)
         finally:
             ort.release("ReleaseSessionOptions", options)

@@ -130,9 +130,12 @@ def _answers(
 ) -> list[dict[str, NDArray[Any]]]:
     import onnxruntime
 
+    from packager.checks.latency import leave_out_optimizers
+
     if not samples:
         return []
     options = onnxruntime.SessionOptions()
+    leave_out_optimizers(options)
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(
         model.SerializeToString(), options, providers=["CPUExecutionProvider"]

@@ -14,7 +14,10 @@ def main(model: str, feeds_file: str, seconds: float, threads: int) -> None:
     import numpy as np
     import onnxruntime as ort
 
+    from packager.checks.latency import leave_out_optimizers
+
     options = ort.SessionOptions()
+    leave_out_optimizers(options)
     options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     began = time.perf_counter()

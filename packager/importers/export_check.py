@@ -88,9 +88,12 @@ def check_export(
 def _open(model: onnx.ModelProto, workdir: Path) -> Any:
     import onnxruntime
 
+    from packager.checks.latency import leave_out_optimizers
+
     path = workdir / "rung.onnx"
     path.write_bytes(model.SerializeToString())
     options = onnxruntime.SessionOptions()
+    leave_out_optimizers(options)
     options.log_severity_level = 4
     try:
         return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])

@@ -125,9 +125,11 @@ def write_model(
 def _load_as_devices_do(path: Path, source: str) -> None:
     import onnxruntime
 
+    from packager.checks.latency import leave_out_optimizers
     from packager.importers.probe import engine_errors, reason
 
     options = onnxruntime.SessionOptions()
+    leave_out_optimizers(options)
     options.intra_op_num_threads = 1
     options.log_severity_level = 4
     try:
