@@ -114,7 +114,7 @@ def _build(request_path: str, out_dir: str, say: Say) -> str:
         "facts": facts,
         "fingerprint": fingerprint_of(facts),
         "seconds": round(time.monotonic() - started, 3),
-        "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10,
+        "peak_memory_mib": _peak_memory_mib(),
         "log": result.log[-20:],
         **looked,
     }
@@ -142,6 +142,15 @@ def _look(request: BuildRequest, result: BuildResult) -> Dict[str, Any]:
         "lost_precision": lost_precision(request.precision, result.layers, request.products),
         "not_inspected": not_looked(result.layers),
     }
+
+
+def _peak_memory_mib() -> int:
+    """Return the most memory this program had; getrusage would count its parent's as well."""
+    with open("/proc/self/status", encoding="ascii", errors="replace") as stream:
+        for line in stream:
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) >> 10
+    return 0
 
 
 def _device(request: BuildRequest) -> Optional[Dict[str, Any]]:
