@@ -132,12 +132,15 @@ def _interruptible() -> Iterator[None]:
             return
         raise _Interruption
 
+    # A shell without job control starts background jobs with SIGINT ignored: that stays.
+    wanted = [
+        number for number in (signal.SIGALRM, signal.SIGINT, signal.SIGTERM)
+        if signal.getsignal(number) is not signal.SIG_IGN
+    ]  # fmt: skip
+    before = {number: signal.getsignal(number) for number in wanted}
     try:
-        signal.signal(signal.SIGALRM, stop)
-        for number in (signal.SIGINT, signal.SIGTERM):
-            # A shell without job control starts background jobs with SIGINT ignored: that stays.
-            if signal.getsignal(number) is not signal.SIG_IGN:
-                signal.signal(number, stop)
+        for number in wanted:
+            signal.signal(number, stop)
         yield
     except Exception:
         if signalled:
@@ -145,8 +148,8 @@ def _interruptible() -> Iterator[None]:
         raise
     finally:
         # What is left is to say how it ended, and no second signal cuts that short.
-        for number in (signal.SIGALRM, signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.SIG_IGN)
+        for number, handler in before.items():
+            signal.signal(number, signal.SIG_IGN if signalled else handler)
 
 
 def _imports(frame: FrameType | None) -> bool:

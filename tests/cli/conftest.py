@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -42,12 +41,8 @@ class Here:
         argv = ("edgepack", *map(str, arguments), "--cache-dir", str(cache or self.cache))
         self._monkeypatch.setattr(sys, "argv", list(argv))
         self._capsys.readouterr()
-        before = signal.getsignal(signal.SIGTERM)
-        try:
-            with pytest.raises(SystemExit) as left:
-                main()
-        finally:
-            signal.signal(signal.SIGTERM, before)
+        with pytest.raises(SystemExit) as left:
+            main()
         said = self._capsys.readouterr()
         code = left.value.code
         assert isinstance(code, int)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -96,3 +97,10 @@ def test_python_m_packager_is_edgepack(edgepack: Any) -> None:
 def test_shell_completion_is_offered(edgepack: Any, shell: str) -> None:
     done = edgepack(env={"_EDGEPACK_COMPLETE": f"{shell}_source"})
     assert "edgepack" in done.stdout
+
+
+def test_a_command_leaves_the_signals_of_its_process_as_they_were(here: Any) -> None:
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)
+    before = [signal.getsignal(number) for number in numbers]
+    assert here("inspect", "missing.onnx").returncode == 2
+    assert [signal.getsignal(number) for number in numbers] == before
