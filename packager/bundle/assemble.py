@@ -12,6 +12,7 @@ import packager
 from packager.bundle.archive import Entry, write_archive
 from packager.bundle.render import render_server
 from packager.bundle.results import make_readable
+from packager.bundle.serving import runtime_packages, serving_fields
 from packager.errors import InputOutputError
 from packager.manifest import FORMAT
 from packager.recipe import check_name, check_version, default_sequence
@@ -115,12 +116,7 @@ def assemble(
             **_decoding(recipe),
         },
         "golden": golden.table,
-        "server": {
-            "max_json_kb": recipe.server.max_json_kb,
-            "metrics": recipe.server.metrics,
-            "openapi": recipe.server.openapi,
-            "plain": recipe.server.plain,
-        },
+        **serving_fields(recipe),
     }
     entries = [
         *(
@@ -130,7 +126,7 @@ def assemble(
         *(Entry(path=engine_path(e), source=e.path, compress=True) for e in artifact.engines),
         Entry(path=_LIBRARY, source=library.path, xz_source=library.xz_path),
         *(Entry(path=path, source=data) for path, data in render_server(manifest).items()),
-        *_runtime(nvidia=artifact.tensorrt is not None),
+        *_runtime(runtime_packages(manifest)),
         *golden.entries,
         *readable.entries,
         *_licenses(target, library),
@@ -197,9 +193,11 @@ def _tensorrt(artifact: Artifact) -> dict[str, Any]:
     return {"tensorrt": {**artifact.tensorrt, "engines": engines}}
 
 
-def _runtime(*, nvidia: bool) -> list[Entry]:
+def _runtime(packages: Sequence[str]) -> list[Entry]:
+    """Return the runtime's modules: those that everyone needs, and the packages named."""
     folder = data_dir("runtime")
-    found = [*folder.glob("*.py"), *(folder.glob("nvidia/*.py") if nvidia else ())]
+    found = [path for glob in ("*.py", *(f"{name}/*.py" for name in packages))
+             for path in folder.glob(glob)]  # fmt: skip
     return [
         Entry(path=f"runtime/{path.relative_to(folder).as_posix()}", source=path)
         for path in sorted(found)

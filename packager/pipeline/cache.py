@@ -91,6 +91,7 @@ class StageCache:
             # Another build finished the same stage first: its folder is as good as ours.
             if not folder.is_dir():
                 raise
+            shutil.rmtree(work, ignore_errors=True)
         return folder
 
 

@@ -10,12 +10,12 @@ from packager.recipe._nouns import (
     DimRange,
     Drop,
     Recipe,
-    Server,
     TensorRTOptions,
     Training,
 )
 from packager.recipe._outputs import BoxOutputs, OutputSteps
 from packager.recipe._read import read_recipe
+from packager.recipe._serving import BATCHING, Privacy, Sequences, Server
 from packager.recipe._words import (
     check_name,
     check_version,
@@ -28,6 +28,7 @@ from packager.recipe._words import (
 )
 
 __all__ = [
+    "BATCHING",
     "DEFAULT_BATCH",
     "OBJECTIVES",
     "PRECISIONS",
@@ -40,7 +41,9 @@ __all__ = [
     "Drop",
     "ImageInput",
     "OutputSteps",
+    "Privacy",
     "Recipe",
+    "Sequences",
     "Server",
     "TensorRTOptions",
     "TextInput",

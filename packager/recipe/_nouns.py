@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from packager.recipe._serving import Privacy, Sequences, Server
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
@@ -136,23 +138,6 @@ class TensorRTOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Server:
-    """What the generated server does.
-
-    Attributes:
-        threads: Intra-op threads; None takes the target's.
-        metrics, openapi, plain: Serve `/metrics`, `/openapi.json`, `/predict`.
-        max_json_kb: JSON bodies above are refused with the binary way named.
-    """
-
-    threads: int | None = None
-    metrics: bool = True
-    openapi: bool = True
-    plain: bool = True
-    max_json_kb: int = 256
-
-
-@dataclass(frozen=True, kw_only=True)
 class Recipe:
     """What the user wants, resolved against the folder of its file.
 
@@ -167,6 +152,8 @@ class Recipe:
         images, audio, columns: Per input name.
         text: For a model that takes tokens.
         outputs: Per output name.
+        sequences: For a model that keeps state from request to request.
+        privacy: What may be kept of requests; None for nothing.
         sequence: The integer that decides downgrades; None derives it from the version.
         file: The recipe's own file, None where there is none.
     """
@@ -192,5 +179,7 @@ class Recipe:
     compress: Compression = field(default_factory=Compression)
     train: Training = field(default_factory=Training)
     server: Server = field(default_factory=Server)
+    sequences: Sequences | None = None
+    privacy: Privacy | None = None
     tensorrt: TensorRTOptions = field(default_factory=TensorRTOptions)
     file: Path | None = None

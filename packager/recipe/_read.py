@@ -13,11 +13,11 @@ from packager.recipe._nouns import (
     OBJECTIVES,
     PRECISIONS,
     Compression,
-    Server,
     TensorRTOptions,
     Training,
 )
 from packager.recipe._outputs import BoxOutputs, OutputSteps
+from packager.recipe._serving import BATCHING, Privacy, Sequences, Server
 from packager.recipe._words import (
     model_word,
     parse_dim,
@@ -50,6 +50,7 @@ _CHOICES: Final[dict[type[Any], dict[str, tuple[str, ...]]]] = {
     },
     Compression: {"objective": OBJECTIVES, "precision": PRECISIONS},
     Training: {"sparsity": ("", "2:4")},
+    Server: {"batching": BATCHING},
 }
 # Words that name a Python function in a file beside the recipe.
 _FUNCTIONS: Final = ("transform", "function", "metric", "student")
@@ -73,7 +74,7 @@ def read_recipe(path: Path) -> dict[str, Any]:
     folder = path.resolve().parent
     known = {"model", "name", "version", "targets", "sequence", "shape", "dim", "calibration",
              "evaluation", "label", "golden", "seed", "input", "text", "output", "boxes",
-             "compress", "train", "server", "tensorrt"}  # fmt: skip
+             "compress", "train", "server", "sequences", "privacy", "tensorrt"}  # fmt: skip
     _refuse_unknown(table, known, where="", origin=path.name)
     values: dict[str, Any] = {"file": path}
     kinds = {"name": str, "version": str, "sequence": int, "seed": int, "label": str}
@@ -112,7 +113,8 @@ def read_recipe(path: Path) -> dict[str, Any]:
         for name, entry in _typed(table.get("output", {}), dict, "output", path.name).items()
     }
     parts = {"text": TextInput, "boxes": BoxOutputs, "compress": Compression, "train": Training,
-             "server": Server, "tensorrt": TensorRTOptions}  # fmt: skip
+             "server": Server, "sequences": Sequences, "privacy": Privacy,
+             "tensorrt": TensorRTOptions}  # fmt: skip
     for key, cls in parts.items():
         if key in table:
             values[key] = _plain(cls, table[key], f"{key}.", path.name, folder)
@@ -142,6 +144,8 @@ def _plain(cls: type[Any], table: Any, where: str, origin: str, folder: Path) ->
         raise UsageError(f"`{origin}`: the numbers of `{where.rstrip('.')}` count from 0")
     if isinstance(made, ImageInput):
         _check_image(made, where, origin)
+    if isinstance(made, Server):
+        _check_server(made, where, origin)
     for name in ("mean", "std"):
         if isinstance(made, ColumnsInput) and len(getattr(made, name)) not in {0, len(made.names)}:
             raise UsageError(f"`{origin}`: `{where}{name}` must have one number per column")
@@ -160,11 +164,23 @@ def _value(f: Any, value: Any, key: str, origin: str, folder: Path) -> Any:
         return model_word(_typed(value, str, key, origin), folder)
     if kind.startswith("tuple[str"):
         return _strings(value, key, origin)
+    if kind.startswith("Mapping[str"):
+        table = _typed(value, dict, key, origin)
+        return {name: _typed(item, str, f"{key}.{name}", origin) for name, item in table.items()}
     if kind.startswith("tuple"):
         element = int if kind.startswith("tuple[int") else (int, float)
         return tuple(_typed(v, element, key, origin) for v in _typed(value, list, key, origin))
     kinds: dict[str, Any] = {"str": str, "int": int, "bool": bool, "float": (int, float)}
     return _typed(value, kinds[kind], key, origin)
+
+
+def _check_server(server: Server, where: str, origin: str) -> None:
+    least = {"max_json_kb": 1, "queue": 1, "workers": 1, "batch_rows": 0, "batch_wait_ms": 0,
+             "threads": 0}  # fmt: skip
+    for name, lowest in least.items():
+        value = getattr(server, name)
+        if value is not None and value < lowest:
+            raise UsageError(f"`{origin}`: `{where}{name}` must be at least {lowest}")
 
 
 def _check_image(image: ImageInput, where: str, origin: str) -> None:

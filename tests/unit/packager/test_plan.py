@@ -157,3 +157,4 @@ def test_two_builds_that_finish_one_stage_keep_one(tmp_path: Path) -> None:
         (tmp_path / name / "result").write_text(name)
         kept = cache.keep("key", tmp_path / name)
     assert (kept / "result").read_text() == "first"
+    assert not (tmp_path / "second").exists()
