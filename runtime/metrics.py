@@ -1,16 +1,50 @@
-"""Counters and histograms, shown as Prometheus text (exposition format 0.0.4)."""
+"""Counts what a server does, a few additions a request; `exposition.py` writes it out."""
 
 from __future__ import annotations
 
-import os
-import time
 from bisect import bisect_left
 from typing import Any, Callable, Dict, List, Mapping, Optional, Tuple
 
 CONTENT_TYPE = b"Content-Type: text/plain; version=0.0.4; charset=utf-8\r\n"
-BUCKETS_S = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0,
-             2.5, 5.0)  # fmt: skip
-ENGINE_STATES = ("missing", "building", "checking", "live", "stale", "refused")
+# OpenTelemetry's advice for HTTP from 5 ms on, and finer below: a small model answers in 0.1 ms.
+BUCKETS_S = (
+    0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75,
+    1.0, 2.5, 5.0, 7.5, 10.0,
+)  # fmt: skip
+BUCKETS_ROWS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0)
+# What a client can send becomes at most so many series of one metric; the rest is one more.
+MAX_SERIES = 256
+METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE",
+                     "PATCH"))  # fmt: skip
+OTHER = "_OTHER"  # OpenTelemetry's word for a method that it does not know
+OVERFLOW = "overflow"
+Labels = Tuple[Tuple[str, str], ...]
+
+
+class Histogram:
+    """Observations by bucket, and their sum.
+
+    Attributes:
+        counts: How many fell into each bucket alone; one more for those past the last bound.
+        total: The sum of all of them.
+    """
+
+    __slots__ = ("bounds", "counts", "total")
+
+    def __init__(self, bounds: Tuple[float, ...] = BUCKETS_S) -> None:
+        self.bounds = bounds
+        self.counts: List[int] = [0] * (len(bounds) + 1)
+        self.total = 0.0
+
+    def observe(self, value: float) -> None:
+        """Count one observation."""
+        self.counts[bisect_left(self.bounds, value)] += 1
+        self.total += value
+
+    @property
+    def count(self) -> int:
+        """How many observations there were."""
+        return sum(self.counts)
 
 
 class Metrics:
@@ -22,8 +56,16 @@ class Metrics:
 
     Attributes:
         in_flight: Requests being answered.
+        pending: Requests that wait for a worker.
         connections: Open connections.
         refused_connections: Connections turned away because there were too many.
+        sequences: Sequences whose state is kept; None for a model without.
+        http: Histograms of seconds by route, status and method.
+        grpc: Histograms of seconds by method and status code.
+        queue: Seconds that requests waited for a worker.
+        compute: Seconds in the engine, per execution.
+        batch: Rows per execution.
+        counters: What `count` counted, by name and labels.
     """
 
     def __init__(
@@ -32,120 +74,75 @@ class Metrics:
         engine: Optional[Callable[[], Mapping[str, Any]]] = None,
     ) -> None:
         self.in_flight = 0
+        self.pending = 0
         self.connections = 0
         self.refused_connections = 0
+        self.sequences: Optional[int] = None
+        self.http: Dict[Tuple[str, int, str], Histogram] = {}
+        self.grpc: Dict[Tuple[str, int], Histogram] = {}
+        self.queue = Histogram()
+        self.compute = Histogram()
+        self.batch = Histogram(BUCKETS_ROWS)
+        self.counters: Dict[Tuple[str, Labels], int] = {}
         self._info = info
         self._engine = engine
-        self._requests: Dict[Tuple[str, int], int] = {}
-        # per route: one count a bucket, one past the last, and the sum of seconds
-        self._seconds: Dict[str, Tuple[List[int], List[float]]] = {}
+        self._exposition: Any = None
+        self.observe_queue = self.queue.observe
+        self.observe_compute = self.compute.observe
+        self.observe_batch = self.batch.observe
 
-    def observe(self, route: str, status: int, seconds: float) -> None:
-        """Count one answer."""
-        key = (route, status)
-        self._requests[key] = self._requests.get(key, 0) + 1
-        found = self._seconds.get(route)
+    def observe(self, route: str, status: int, seconds: float, method: str = "") -> None:
+        """Count one HTTP answer.
+
+        Args:
+            route: The endpoint's name, one of a fixed set.
+            status: The answer's status.
+            seconds: From the whole request read to its answer written.
+            method: As the client sent it; empty for the method that the route takes.
+        """
+        found = self.http.get((route, status, method))
         if found is None:
-            found = self._seconds[route] = ([0] * (len(BUCKETS_S) + 1), [0.0])
-        found[0][bisect_left(BUCKETS_S, seconds)] += 1
-        found[1][0] += seconds
+            found = self._add_http(route, status, method)
+        found.counts[bisect_left(BUCKETS_S, seconds)] += 1
+        found.total += seconds
+
+    def observe_grpc(self, method: str, code: int, seconds: float) -> None:
+        """Count one gRPC call.
+
+        Args:
+            method: As `/package.Service/Method` or, of the inference service, `Method` alone;
+                what no service has is counted as `unknown`.
+            code: gRPC's status code, 0 for success.
+            seconds: From the call's headers to its trailers.
+        """
+        found = self.grpc.get((method, code))
+        if found is None:
+            from .exposition import is_grpc_method
+
+            key = (method if is_grpc_method(method) else "unknown", code if 0 <= code <= 16 else 2)
+            found = self.grpc.setdefault(key, Histogram())
+        found.observe(seconds)
+
+    def count(self, name: str, /, **labels: str) -> None:
+        """Count one event of our own: `rejected` with a `reason`, `captured`."""
+        key = (name, tuple(sorted(labels.items())))
+        if key not in self.counters and len(self.counters) >= MAX_SERIES:
+            key = (OVERFLOW, ())
+        self.counters[key] = self.counters.get(key, 0) + 1
 
     def text(self) -> str:
         """Return everything in the exposition format."""
-        lines: List[str] = []
-        for name, labels in self._info().items():
-            _describe(lines, name, "gauge", "Always 1; the labels tell.")
-            lines.append("%s%s 1" % (name, _labels(labels)))
-        _describe(lines, "edgepack_requests_total", "counter", "Answers by route and status.")
-        for (route, status), count in sorted(self._requests.items()):
-            labels = {"route": route, "code": str(status)}
-            lines.append("edgepack_requests_total%s %d" % (_labels(labels), count))
-        self._histogram(lines, "edgepack_request_duration_seconds")
-        plain = [
-            ("edgepack_requests_in_flight", "gauge", "Requests being answered.", self.in_flight),
-            ("edgepack_connections", "gauge", "Open connections.", self.connections),
-            (
-                "edgepack_connections_refused_total",
-                "counter",
-                "Connections turned away at the limit.",
-                self.refused_connections,
-            ),
-        ]
-        for name, kind, meaning, value in plain:
-            _describe(lines, name, kind, meaning)
-            lines.append("%s %d" % (name, value))
-        if self._engine is not None:
-            _accelerator(lines, self._engine())
-        _process(lines)
-        return "\n".join(lines) + "\n"
+        if self._exposition is None:
+            # imported when first asked for: a server that nobody watches starts without
+            from .exposition import Exposition
 
-    def _histogram(self, lines: List[str], name: str) -> None:
-        _describe(lines, name, "histogram", "From the whole request read to its answer made.")
-        for route, (counts, total) in sorted(self._seconds.items()):
-            seen = 0
-            for bound, count in zip((*map(repr, BUCKETS_S), "+Inf"), counts):  # noqa: B905 - 3.8
-                seen += count
-                labels = _labels({"route": route, "le": bound})
-                lines.append("%s_bucket%s %d" % (name, labels, seen))
-            lines.append("%s_sum%s %.9g" % (name, _labels({"route": route}), total[0]))
-            lines.append("%s_count%s %d" % (name, _labels({"route": route}), seen))
+            self._exposition = Exposition(self)
+        text: str = self._exposition.text(self._info(), self._engine and self._engine())
+        return text
 
-
-def _accelerator(lines: List[str], status: Mapping[str, Any]) -> None:
-    """Append the state of an engine that may change."""
-    _describe(lines, "edgepack_engine_state", "gauge", "1 for the state that the engine is in.")
-    for state in ENGINE_STATES:
-        labels = _labels({"state": state, "wanted": status["wanted"]})
-        lines.append("edgepack_engine_state%s %d" % (labels, state == status["state"]))
-    plain = [
-        ("fallback", "gauge", "Whether the fallback answers.", status["fallback"]),
-        ("faults_total", "counter", "Calls that failed in the wanted engine.", status["faults"]),
-        (
-            "rescued_total",
-            "counter",
-            "Calls that the fallback answered after such a failure.",
-            status["rescued"],
-        ),
-    ]
-    for name, kind, meaning, value in plain:
-        _describe(lines, "edgepack_engine_" + name, kind, meaning)
-        lines.append("edgepack_engine_%s %d" % (name, value))
-    for key, name, meaning in (
-        ("progress", "build_progress_ratio", "How much of the build is done, 0 to 1."),
-        ("seconds_left", "build_left_seconds", "Estimate of what the build still takes."),
-    ):
-        if status.get(key) is not None:
-            _describe(lines, "edgepack_engine_" + name, "gauge", meaning)
-            lines.append("edgepack_engine_%s %.9g" % (name, status[key]))
-
-
-def _process(lines: List[str]) -> None:
-    """Append what Linux knows of this process; nothing where it does not tell."""
-    times = os.times()
-    _describe(lines, "process_cpu_seconds_total", "counter", "User and system CPU time.")
-    lines.append("process_cpu_seconds_total %.2f" % (times.user + times.system))
-    try:
-        with open("/proc/self/statm", "rb") as stream:
-            pages = int(stream.read().split()[1])
-        with open("/proc/self/stat", "rb") as stream:
-            ticks = int(stream.read().rpartition(b")")[2].split()[19])
-    except OSError:
-        return
-    _describe(lines, "process_resident_memory_bytes", "gauge", "Resident memory.")
-    lines.append("process_resident_memory_bytes %d" % (pages * os.sysconf("SC_PAGE_SIZE")))
-    uptime_s = time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
-    _describe(lines, "process_start_time_seconds", "gauge", "Start, in seconds since 1970.")
-    lines.append("process_start_time_seconds %.2f" % (time.time() - uptime_s))
-
-
-def _describe(lines: List[str], name: str, kind: str, meaning: str) -> None:
-    lines.append("# HELP %s %s" % (name, meaning))
-    lines.append("# TYPE %s %s" % (name, kind))
-
-
-def _labels(labels: Mapping[str, str]) -> str:
-    return "{%s}" % ",".join('%s="%s"' % (name, _escape(labels[name])) for name in labels)
-
-
-def _escape(value: str) -> str:
-    return value.replace("\\", "\\\\").replace("\n", "\\n").replace('"', '\\"')
+    def _add_http(self, route: str, status: int, method: str) -> Histogram:
+        if method not in METHODS and method:
+            method = OTHER
+        if len(self.http) >= MAX_SERIES:
+            route = OVERFLOW
+        return self.http.setdefault((route, status, method), Histogram())

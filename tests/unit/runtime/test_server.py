@@ -184,7 +184,7 @@ def test_health_is_answered_while_the_model_works(live: LiveServer, engine: SumE
         for _ in range(5):
             assert quick.ask("GET", "/v2/health/live").status == 200
         text = quick.ask("GET", "/metrics").body.decode()
-        assert "edgepack_requests_in_flight 1" in text
+        assert "http_server_active_requests 1" in text
         assert "edgepack_connections 2" in text
         engine.gate.set()
         assert slow.read().json() == {"result": [6]}

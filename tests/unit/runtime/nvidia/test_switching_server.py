@@ -161,7 +161,9 @@ def test_no_request_is_lost_while_engines_come_and_fail_under_load(
         assert load.wrong == []
         faults = metric(live, "edgepack_engine_faults_total")
         assert faults == metric(live, "edgepack_engine_rescued_total") >= 3
-        assert metric(live, 'edgepack_requests_total{route="infer",code="200"}') == load.answered
+        told = live.app.metrics.http.items()
+        answered = sum(found.count for key, found in told if key[:2] == ("infer", 200))
+        assert answered == load.answered
 
 
 def test_metadata_health_and_metrics_tell_the_truth_in_every_state(
