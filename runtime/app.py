@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import sys
 from functools import partial
 from typing import Any, Callable, Dict, Mapping, NamedTuple, Optional, Sequence, Tuple, Union
 
+from .core import Inference, InferRequest
 from .dtypes import BY_NAME
 from .errors import BadRequest, InputOutputFault, ModelFault
 from .framing import Admission
@@ -14,6 +16,7 @@ from .inference import InferenceProtocol
 from .jsontext import dumps
 from .metrics import CONTENT_TYPE, Metrics
 from .plain import PlainProtocol
+from .scheduling import Task, perform
 from .signature import Signature, TensorSpec
 
 Body = Union[bytes, bytearray]
@@ -42,7 +45,8 @@ class _Endpoint(NamedTuple):
     route: str
     method: str
     act: Callable[[Body], Answer]
-    quick: bool
+    task: Optional[Task] = None
+    scope: str = "any"
 
 
 class App:
@@ -55,6 +59,8 @@ class App:
         limits: None for the manifest's and the signature's.
 
     Attributes:
+        manifest: The release's.
+        inference: The model, which every protocol asks.
         limits: Bounds of what clients may send.
         ready: Set by the server; what `/v2/health/ready` tells.
         metrics: Counted by the server, shown by `/metrics`.
@@ -72,10 +78,12 @@ class App:
         self.name = str(manifest["name"])
         self.version = str(manifest["version"])
         self.ready = False
+        self.manifest = manifest
         self._engine = engine
         self._signature = Signature(manifest["model"]["signature"])
+        self.inference = Inference(self._signature, engine, name=self.name, version=self.version)
         self.limits = limits or default_limits(manifest, self._signature)
-        self._inference = InferenceProtocol(self._signature, name=self.name, version=self.version)
+        self._protocol = InferenceProtocol(self._signature, name=self.name, version=self.version)
         self._plain = _plain_protocol(manifest, release, self._signature)
         self._folder = release.folder
         self._openapi: Optional[bytes] = None
@@ -114,24 +122,29 @@ class App:
             limit, header_bytes = self._body_limit(head, endpoint)
         except BadRequest as error:
             return _refuse(head, endpoint.route, error)
-        act = endpoint.act
-        if header_bytes is not None and endpoint.route == "infer":
-            act = self._binary_infer(header_bytes)
-        return Admission(head, endpoint.route, act, limit, None, endpoint.quick)
+        task = endpoint.task
+        if header_bytes is not None and task is not None and endpoint.route == "infer":
+            task = task._replace(decode=partial(self._decode_binary, header_bytes))
+        act = endpoint.act if task is None else partial(perform, task)
+        return Admission(head, endpoint.route, act, limit, None, task, None, endpoint.scope)
 
     def _endpoints(self) -> Dict[str, _Endpoint]:
-        def get(route: str, act: Callable[[Body], Answer]) -> _Endpoint:
-            return _Endpoint(route, "GET", act, quick=True)
+        def get(route: str, act: Callable[[Body], Answer], scope: str = "any") -> _Endpoint:
+            return _Endpoint(route, "GET", act, None, scope)
+
+        def post(route: str, decode: Callable[[Any], Any], encode: Callable[..., Any]) -> _Endpoint:
+            task = Task(decode, self.inference.run, encode, fault_answer)
+            return _Endpoint(route, "POST", partial(perform, task), task, "infer")
 
         return {
             "server_metadata": get("server_metadata", lambda _: self._server_metadata),
-            "live": get("live", lambda _: _LIVE),
-            "ready": get("ready", lambda _: self._show_readiness()),
+            "live": get("live", lambda _: _LIVE, ""),
+            "ready": get("ready", lambda _: self._show_readiness(), ""),
             "model_metadata": get("model_metadata", lambda _: self._show_metadata()),
-            "metrics": get("metrics", lambda _: self._show_metrics()),
+            "metrics": get("metrics", lambda _: self._show_metrics(), "metrics"),
             "openapi": get("openapi", lambda _: self._show_openapi()),
-            "infer": _Endpoint("infer", "POST", self._infer, quick=False),
-            "predict": _Endpoint("predict", "POST", self._predict, quick=False),
+            "infer": post("infer", self._protocol.decode, self._protocol.encode),
+            "predict": post("predict", self._decode_plain, self._encode_plain),
         }
 
     def _body_limit(self, head: Head, endpoint: _Endpoint) -> Tuple[int, Optional[int]]:
@@ -165,16 +178,14 @@ class App:
             )
         return limit, header_bytes
 
-    def _infer(self, body: Body, header_bytes: Optional[int] = None) -> Answer:
-        request = self._inference.decode(body, header_bytes)
-        return self._inference.encode(request, self._engine.run(request.feeds, request.outputs))
+    def _decode_binary(self, header_bytes: int, body: Body) -> InferRequest:
+        return self._protocol.decode(body, header_bytes)
 
-    def _binary_infer(self, header_bytes: int) -> Callable[[Body], Answer]:
-        return lambda body: self._infer(body, header_bytes)
+    def _decode_plain(self, body: Body) -> InferRequest:
+        return InferRequest(self._plain.decode(body))
 
-    def _predict(self, body: Body) -> Answer:
-        feeds = self._plain.decode(body)
-        return self._plain.encode(self._engine.run(feeds, None))
+    def _encode_plain(self, _: InferRequest, results: Mapping[str, Any]) -> Answer:
+        return self._plain.encode(results)
 
     def _show_metrics(self) -> Answer:
         return Answer(200, self.metrics.text().encode(), CONTENT_TYPE)
@@ -328,7 +339,33 @@ def load_app(release: Any, engine: Any) -> App:
 def error_answer(error: BadRequest, fields: bytes = JSON_TYPE) -> Answer:
     """Return the answer that tells a client what was wrong."""
     document = {"error": error.message if error.hint is None else _with_hint(error)}
-    return Answer(error.status, dumps(document).encode("ascii"), fields)
+    return Answer(error.status, dumps(document).encode("ascii"), fields + error.fields)
+
+
+def fault_answer(error: Exception) -> Answer:
+    """Return the answer to whatever work on a request raised; a fault of ours is reported."""
+    return error_answer(blame(error))
+
+
+def blame(error: Exception) -> BadRequest:
+    """Return what a client is told of a failure, with its status; a fault of ours is reported."""
+    if isinstance(error, BadRequest):
+        return error
+    if isinstance(error, MemoryError):
+        return BadRequest("there is not enough memory for this request", 503)
+    _report(error)
+    return BadRequest(
+        "the model failed" if isinstance(error, ModelFault) else "internal error", 500
+    )
+
+
+def _report(error: Exception) -> None:
+    """Write where it happened, without messages: they could hold parts of a request."""
+    import traceback
+
+    frames = traceback.extract_tb(error.__traceback__)[-3:]
+    where = " < ".join("%s:%s" % (frame.name, frame.lineno) for frame in reversed(frames))
+    print("error: %s in %s" % (type(error).__name__, where), file=sys.stderr, flush=True)
 
 
 def _unquote(path: str) -> str:

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from functools import partial
-from typing import TYPE_CHECKING, Dict, Optional, Tuple
+from typing import TYPE_CHECKING, Any, Callable, Dict, Optional
 
-from .app import error_answer
-from .errors import BadRequest, ModelFault
+from .app import error_answer, fault_answer
+from .errors import BadRequest
 from .framing import IDLE, IN_BODY, IN_HEAD, Admission, Admissions, Body, BodyBudget, RequestReader
 from .http1 import CONTINUE, Answer, wire
-from .loop import Loop, Stream, Workers
+from .loop import Loop, Stream
 
 if TYPE_CHECKING:
     import socket
 
-    from .metrics import Metrics
+    from .app import App
+    from .scheduling import Job, Scheduler
 
 HEAD_TIMEOUT_S = 5.0
 IDLE_TIMEOUT_S = 75.0
@@ -29,53 +29,43 @@ SLOWEST_BYTES_PER_S = 65536
 MAX_AHEAD_BYTES = 65536
 # Connections past the limit that are told so at the same time; the rest are cut.
 MAX_TURNED_AWAY = 64
-# Handing a request to a thread costs 0.1 ms, so only longer work is handed over.
-INLINE_S = 0.001
+# What a connection that speaks HTTP/2 without TLS begins with (RFC 9113).
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 _NEVER = float("inf")
 
 
-class Pace:
-    """Expects the time of a request from earlier ones of its route and size."""
-
-    def __init__(self) -> None:
-        self._expected_s: Dict[Tuple[str, int], float] = {}
-
-    def is_inline(self, route: str, size: int) -> bool:
-        """Say whether an answer is expected so soon that the loop can wait for it."""
-        return self._expected_s.get((route, size.bit_length()), _NEVER) < INLINE_S
-
-    def observe(self, route: str, size: int, seconds: float) -> None:
-        """Learn from one answer's CPU seconds; one slow answer among quick ones changes little."""
-        seconds = min(seconds, 2 * INLINE_S)
-        key = (route, size.bit_length())
-        expected = self._expected_s.get(key)
-        if expected is None:
-            self._expected_s[key] = seconds
-        else:
-            self._expected_s[key] = expected + 0.2 * (seconds - expected)
-
-
 class Shared:
-    """What all connections of one server share; used by its loop only."""
+    """What all connections of one server share; used by its loop only.
+
+    Attributes:
+        open_stream: Makes the stream of an accepted socket for its protocol.
+        http2: Takes over a stream, with what came on it, whose client speaks HTTP/2; None where
+            that is not served.
+        draining: No connection outlives its next answer.
+    """
 
     def __init__(
         self,
         *,
+        app: App,
         loop: Loop,
         admissions: Admissions,
         budget: BodyBudget,
-        metrics: Metrics,
-        workers: Workers,
+        scheduler: Scheduler,
         max_connections: int,
+        http2: Optional[Callable[[Shared, Stream, bytes], Any]] = None,
     ) -> None:
+        self.app = app
         self.loop = loop
         self.admissions = admissions
         self.budget = budget
-        self.metrics = metrics
-        self.workers = workers
+        self.metrics = app.metrics
+        self.scheduler = scheduler
         self.max_connections = max_connections
-        self.pace = Pace()
-        self.connections: Dict[Connection, None] = {}
+        self.http2 = http2
+        self.open_stream: Callable[[Any, Any], Stream] = partial(Stream, loop)
+        # HTTP/1.1 and HTTP/2 alike: each has `deadline`, `expire`, `drain` and `abort`
+        self.connections: Dict[Any, None] = {}
         self.draining = False
 
 
@@ -99,9 +89,12 @@ class Connection:
         self._paused = False  # we do not take the client's requests
         self._ended = False  # the client sends no more
         self._closing = False  # no further request is answered
+        self._job: Optional[Job] = None
+        self._fresh = shared.http2 is not None  # may still turn out to be HTTP/2
+        self._early = b""
         self._stage = IDLE
         self.deadline = shared.loop.time() + HEAD_TIMEOUT_S
-        self._stream = Stream(shared.loop, connected, self)
+        self._stream = shared.open_stream(connected, self)
         shared.connections[self] = None
         shared.metrics.connections += 1
         surplus = len(shared.connections) - shared.max_connections
@@ -115,6 +108,8 @@ class Connection:
     def connection_lost(self) -> None:
         """Forget everything; work in a thread ends unheard."""
         self._closing = True
+        if self._job is not None:
+            self._job.cancel()
         self._reader.release()
         self._shared.connections.pop(self, None)
         self._shared.metrics.connections -= 1
@@ -123,6 +118,16 @@ class Connection:
         """Take bytes and answer what they complete."""
         if self._closing:
             return
+        if self._fresh:
+            data = self._early + data
+            if PREFACE.startswith(data[:3]):
+                # no method of HTTP/1.1 begins with these three, but POST with the first of them
+                if len(data) < 3:
+                    self._early = data
+                else:
+                    self._become_http2(data)
+                return
+            self._fresh = False
         try:
             self._reader.feed(data)
         except BadRequest as error:
@@ -133,6 +138,15 @@ class Connection:
         elif self._reader.buffered > MAX_AHEAD_BYTES and not self._paused:
             self._paused = True
             self._stream.pause_reading()
+
+    def _become_http2(self, data: bytes) -> None:
+        """Leave the stream to HTTP/2."""
+        shared = self._shared
+        del shared.connections[self]
+        shared.metrics.connections -= 1
+        self._closing = True
+        assert shared.http2 is not None  # noqa: S101 - for the type checker: it was looked at
+        shared.http2(shared, self._stream, data)
 
     def eof_received(self) -> bool:
         """Keep the way back open while there is something to answer."""
@@ -207,49 +221,25 @@ class Connection:
     def _answer(self, admission: Admission, body: Body) -> None:
         shared = self._shared
         started = time.perf_counter()
-        if admission.quick:
-            self._send(admission, _act(admission, body), started)
-        elif shared.pace.is_inline(admission.route, len(body)):
-            shared.metrics.in_flight += 1
-            answer = _act(admission, body)
-            shared.metrics.in_flight -= 1
-            shared.pace.observe(admission.route, len(body), time.perf_counter() - started)
-            self._send(admission, answer, started)
-        else:
-            self._busy = True
-            self.deadline = _NEVER
-            shared.metrics.in_flight += 1
-            shared.workers.submit(
-                partial(self._work, admission, body),
-                partial(self._finish, admission, len(body), started),
-            )
-
-    def _work(self, admission: Admission, body: Body) -> Tuple[Optional[Answer], float]:
-        """In a thread: return the answer and the CPU seconds it took."""
-        if self._closing:
-            return None, 0.0  # nobody waits for it any more
-        # CPU time, as wall time would count waiting for the interpreter's lock as work
-        started_s = time.thread_time()
-        answer = _act(admission, body)
-        return answer, time.thread_time() - started_s
-
-    def _finish(
-        self,
-        admission: Admission,
-        size: int,
-        started: float,
-        result: Tuple[Optional[Answer], float],
-    ) -> None:
-        self._busy = False
-        self._shared.metrics.in_flight -= 1
-        answer, seconds = result
-        if answer is None:
+        if admission.refusal is not None or admission.task is None:
+            self._send(admission, started, _act(admission, body))
             return
-        self._shared.pace.observe(admission.route, size, seconds)
-        if not self._closing:
-            self._send(admission, answer, started)
+        self._busy = True
+        self.deadline = _NEVER
+        self._job = shared.scheduler.submit(
+            admission.task,
+            body,
+            route=admission.route,
+            done=partial(self._finish, admission, started),
+        )
 
-    def _send(self, admission: Admission, answer: Answer, started: float) -> None:
+    def _finish(self, admission: Admission, started: float, answer: Answer) -> None:
+        self._busy = False
+        self._job = None
+        if not self._closing:
+            self._send(admission, started, answer)
+
+    def _send(self, admission: Admission, started: float, answer: Answer) -> None:
         shared = self._shared
         head = admission.head
         reader = self._reader
@@ -304,24 +294,9 @@ class Connection:
 
 def _act(admission: Admission, body: Body) -> Answer:
     """Return the answer whatever happens: one request must not stop the server."""
+    if admission.refusal is not None:
+        return admission.refusal
     try:
         return admission.act(body)
-    except BadRequest as error:
-        return error_answer(error)
-    except ModelFault as error:
-        _report(error)
-        return error_answer(BadRequest("the model failed", 500))
-    except MemoryError:
-        return error_answer(BadRequest("there is not enough memory for this request", 503))
     except Exception as error:  # noqa: BLE001 - the border where a bug of ours becomes a status
-        _report(error)
-        return error_answer(BadRequest("internal error", 500))
-
-
-def _report(error: Exception) -> None:
-    """Write where it happened, without messages: they could hold parts of a request."""
-    import traceback
-
-    frames = traceback.extract_tb(error.__traceback__)[-3:]
-    where = " < ".join("%s:%s" % (frame.name, frame.lineno) for frame in reversed(frames))
-    print("error: %s in %s" % (type(error).__name__, where), file=sys.stderr, flush=True)
+        return fault_answer(error)

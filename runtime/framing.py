@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Callable, Dict, NamedTuple, Optional, Tuple, Union
+from typing import TYPE_CHECKING, Any, Callable, Dict, NamedTuple, Optional, Tuple, Union
 
 from .errors import BadRequest
 from .http1 import MAX_HEAD_BYTES, Answer, ChunkedBody, Head, parse_head
+
+if TYPE_CHECKING:
+    from .scheduling import Task
 
 # An unwanted body up to this size is read and dropped, so that the connection lives on.
 MAX_DROPPED_BYTES = 65536
@@ -26,7 +29,9 @@ class Admission(NamedTuple):
         act: Makes the answer from the body.
         max_body_bytes: The most that the body may have.
         refusal: The answer to a request that is not admitted, None otherwise.
-        quick: The answer takes no time worth a thread, whatever the model.
+        task: The same in parts, where it asks the model and may take time worth a thread.
+        stream: A task whose answers are sent one by one, each an event.
+        scope: What a caller's key must allow; empty where none is needed.
     """
 
     head: Head
@@ -34,7 +39,9 @@ class Admission(NamedTuple):
     act: Callable[[Body], Answer]
     max_body_bytes: int
     refusal: Optional[Answer] = None
-    quick: bool = True
+    task: Optional[Task] = None
+    stream: Any = None
+    scope: str = ""
 
 
 class BodyBudget:

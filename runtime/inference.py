@@ -6,8 +6,9 @@ Inference Server describes it.
 
 from __future__ import annotations
 
-from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple, Union
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple, Union
 
+from .core import InferRequest
 from .dtypes import BY_NAME, BY_PROTOCOL
 from .errors import BadRequest
 from .http1 import JSON_TYPE, Answer
@@ -27,23 +28,6 @@ _INPUT_KEYS = frozenset(("name", "shape", "datatype", "parameters", "data"))
 _OUTPUT_KEYS = frozenset(("name", "parameters"))
 # parameters that would change the answer if they were known here
 _UNSERVED = ("shared_memory_region", "classification", "sequence_id")
-
-
-class InferRequest(NamedTuple):
-    """A decoded and checked request.
-
-    Attributes:
-        id: Echoed in the answer; None where the request has none.
-        outputs: The names wanted, None for all.
-        binary: Names of the outputs wanted in binary; None where the default holds for all.
-        binary_default: Whether outputs that say nothing are wanted in binary.
-    """
-
-    feeds: Dict[str, Tensor]
-    id: Optional[str] = None
-    outputs: Optional[List[str]] = None
-    binary: Optional[Mapping[str, bool]] = None
-    binary_default: bool = False
 
 
 class InferenceProtocol:
@@ -179,9 +163,10 @@ class InferenceProtocol:
         default = parameters.get("binary_data_output", False)
         if type(default) is not bool:
             raise BadRequest("`binary_data_output` has to be true or false")
+        timeout_s = _timeout_s(parameters)
         wanted = fields.get("outputs")
         if wanted is None:
-            return InferRequest(feeds, request_id, None, None, default)
+            return InferRequest(feeds, request_id, None, None, default, timeout_s)
         if type(wanted) is not list:
             raise BadRequest("`outputs` has to be a list")
         binary: Dict[str, bool] = {}
@@ -199,7 +184,8 @@ class InferenceProtocol:
                 raise BadRequest("`binary_data` of output `%s` has to be true or false" % name)
             binary[name] = choice
         # an empty list asks for all, as tritonclient and other servers read it
-        return InferRequest(feeds, request_id, list(binary) or None, binary, default)
+        names = list(binary) or None
+        return InferRequest(feeds, request_id, names, binary, default, timeout_s)
 
     def encode(self, request: InferRequest, results: Mapping[str, Tensor]) -> Answer:
         """Return the answer with `results`, in the order in which they come."""
@@ -280,6 +266,16 @@ def _object(value: object, what: str, keys: "frozenset[str]") -> Dict[str, Any]:
             "%s has no `%s`" % (what, clip(odd)), hint="it has " + ", ".join(sorted(keys))
         )
     return value
+
+
+def _timeout_s(parameters: Mapping[str, Any]) -> Optional[float]:
+    """Return how long the client lets its request wait; Triton's unit is the microsecond."""
+    timeout_us = parameters.get("timeout")
+    if timeout_us is None:
+        return None
+    if type(timeout_us) is not int or timeout_us < 0:
+        raise BadRequest("`timeout` has to be a whole number of microseconds")
+    return timeout_us / 1e6 or None
 
 
 def _parameters(value: object) -> Dict[str, Any]:

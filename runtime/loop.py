@@ -176,6 +176,10 @@ class Stream:
         self._lost = False
         loop.watch(self._descriptor, self._events, self._on_ready)
 
+    def hand_over(self, protocol: StreamProtocol) -> None:
+        """Tell another protocol of this connection from now on."""
+        self._protocol = protocol
+
     @property
     def unsent(self) -> int:
         """Bytes that wait for the peer."""
@@ -303,6 +307,11 @@ class Workers:
         self._waiting: Deque[Tuple[Callable[[], Any], Callable[[Any], None]]] = deque()
         self._ready = threading.Semaphore(0)
         self._open = 0
+
+    @property
+    def waiting(self) -> int:
+        """How much work no thread has begun."""
+        return len(self._waiting)
 
     def submit(self, work: Callable[[], Any], done: Callable[[Any], None]) -> None:
         """Run `work` in a thread, then `done` with its result in the loop."""

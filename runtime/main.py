@@ -11,6 +11,16 @@ from typing import Any, Callable, Dict, List, Mapping, NoReturn, Optional, Seque
 from .arguments import Command, Option, describe, parse, positive, whole
 from .errors import DeviceError, UsageFault
 
+
+def _one_of(*words: str) -> Callable[[str], str]:
+    def read(text: str) -> str:
+        if text not in words:
+            raise ValueError(text)
+        return text
+
+    return read
+
+
 _JSON = Option(("--json",), "", "print the result as JSON", default=False)
 _THREADS = Option(
     ("--threads",), "N", "intra-op threads; 0: one per core", whole(0, 1024), "0 to 1024"
@@ -28,6 +38,34 @@ COMMANDS: Dict[str, Command] = {
                 default=False,
             ),
             _THREADS,
+            Option(("--workers",), "N", "threads that run the model", whole(1, 256), "1 to 256"),
+            Option(
+                ("--queue",), "N", "requests that may wait for them", whole(1, 65536), "1 to 65536"
+            ),
+            Option(
+                ("--deadline",), "S", "seconds a request may wait", positive, "a number above 0"
+            ),
+            Option(("--tls-cert",), "FILE", "certificate chain, PEM"),
+            Option(("--tls-key",), "FILE", "its private key, PEM"),
+            Option(("--tls-client-ca",), "FILE", "ask clients for a certificate of this authority"),
+            Option(
+                ("--tls-min",), "V", "the oldest version of TLS", _one_of("1.2", "1.3"),
+                "1.2 or 1.3", default="1.3",
+            ),
+            Option(("--keys",), "FILE", "only those who have one of these API keys may ask"),
+            Option(
+                ("--insecure",), "", "listen beyond this machine without TLS", default=False
+            ),
+            Option(("--name",), "HOST", "a name clients call this server by", default=[]),
+            Option(("--allow-origin",), "URL", "pages of this origin may ask", default=[]),
+            Option(("--page",), "", "--no-page: leave out the page at /", default=True),
+            Option(
+                ("--log",), "FORM", "text or json", _one_of("text", "json"), "text or json",
+                default="text",
+            ),
+            Option(("--access-log",), "", "one line a request", default=False),
+            Option(("--capture-dir",), "DIR", "where kept requests go, if the bundle keeps any"),
+            Option(("--capture-key",), "FILE", "the key that they are encrypted with"),
         ),
     ),
     "predict": Command(
@@ -119,6 +157,7 @@ def serve(root: Optional[str], values: Dict[str, Any]) -> None:
     # Hashing needs no interpreter lock: these are compiled on the other core meanwhile.
     from .app import load_app
     from .engine import open_engine
+    from .options import serve_options
     from .server import serve as listen
 
     with opened.result() as release:
@@ -126,7 +165,7 @@ def serve(root: Optional[str], values: Dict[str, Any]) -> None:
         _tell_engine(release.manifest)
         engine = open_engine(release, values["threads"], serving=True, retune=values["retune"])
         try:
-            listen(load_app(release, engine), host=values["host"], port=values["port"])
+            listen(load_app(release, engine), serve_options(values))
         finally:
             engine.close()
 

@@ -17,7 +17,9 @@ from .connection import Connection, Shared
 from .errors import BadRequest, InputOutputFault, UsageFault
 from .framing import Admission, Admissions, BodyBudget
 from .http1 import Head
-from .loop import Listener, Loop, Workers
+from .loop import Listener, Loop, Stream
+from .options import ServeOptions
+from .scheduling import Scheduler
 
 TICK_S = 0.5
 DRAIN_S = 30.0
@@ -25,29 +27,28 @@ WORKERS_END_S = 5.0
 BACKLOG = 128
 # Two, so that the next request is decoded while the engine, which takes all cores, still runs.
 WORKERS = 2
+QUEUE = 64
 _MIN_BODY_BUDGET_BYTES = 64 << 20
 
 
 def serve(
     app: App,
+    options: Optional[ServeOptions] = None,
     *,
-    host: str = "127.0.0.1",
-    port: int = 8000,
     ready: Optional[Callable[[str], None]] = None,
 ) -> None:
     """Serve until SIGTERM or SIGINT, then answer what was begun and return.
 
     Args:
         app: What to serve.
-        host: The name or address to listen on.
-        port: 0 takes a free one.
+        options: Where and how; None for the defaults.
         ready: Called with the server's URL once it listens; by default one line on standard error.
 
     Raises:
         UsageFault: an address or port that cannot be.
         InputOutputFault: the port is in use or not allowed.
     """
-    server = Server(app, host=host, port=port)
+    server = Server(app, options)
     # What was made until now lives as long as the process: no collection has to walk over it.
     gc.collect()
     gc.freeze()
@@ -63,30 +64,33 @@ class Server:
 
     Args:
         app: What to serve.
-        host: The name or address to listen on.
-        port: 0 takes a free one.
+        options: Where and how; None for the defaults.
 
     Attributes:
         url: Where it listens.
     """
 
-    def __init__(self, app: App, *, host: str = "127.0.0.1", port: int = 8000) -> None:
+    def __init__(self, app: App, options: Optional[ServeOptions] = None) -> None:
+        options = options or ServeOptions()
+        host = options.host
         self._app = app
         self._access = Access(host)
-        self._socket = listen(host, port)
+        self._socket = listen(host, options.port)
         address = self._socket.getsockname()
         name = "[%s]" % host if ":" in host else host
         self.url = "http://%s:%d" % (name, address[1])
         limits = app.limits
         budget = max(_MIN_BODY_BUDGET_BYTES, 4 * (limits.json_bytes + limits.binary_bytes))
         self._loop = loop = Loop()
+        self._scheduler = make_scheduler(app, loop, options)
         self._shared = Shared(
+            app=app,
             loop=loop,
             admissions=Admissions(self._admit),
             budget=BodyBudget(budget),
-            metrics=app.metrics,
-            workers=Workers(loop, WORKERS),
+            scheduler=self._scheduler,
             max_connections=limits.connections,
+            http2=_serve_http2 if app.manifest.get("server", {}).get("grpc") else None,
         )
         self._stopping = False
         self._give_up_at = 0.0
@@ -111,7 +115,7 @@ class Server:
             listener.close()
             for connection in list(shared.connections):
                 connection.abort()
-            shared.workers.close(WORKERS_END_S)
+            self._scheduler.close(WORKERS_END_S)
             loop.close()
 
     def stop(self) -> None:
@@ -155,6 +159,32 @@ class Server:
         finally:
             for number, handler in zip(numbers, before):  # noqa: B905 - not in CPython 3.8
                 signal.signal(number, handler)
+
+
+def make_scheduler(app: App, loop: Loop, options: ServeOptions) -> Scheduler:
+    """Return what decides on an app's requests, as the manifest and the options ask."""
+    server = app.manifest.get("server", {})
+    asked = server.get("batching")
+    batching = None
+    if asked and app.inference.sequences is None:
+        from .batching import Batching
+
+        batching = Batching(app.inference, int(asked["rows"]))
+    workers = options.workers or server.get("workers") or (1 if batching else WORKERS)
+    return Scheduler(
+        loop,
+        workers=workers,
+        queue=options.queue or server.get("queue") or QUEUE,
+        metrics=app.metrics,
+        batching=batching,
+        deadline_s=options.deadline_s or server.get("deadline_s") or None,
+    )
+
+
+def _serve_http2(shared: Shared, stream: Stream, data: bytes) -> None:
+    from .grpc.connection import GrpcConnection
+
+    GrpcConnection(shared, stream, data)
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from runtime.app import App
 from runtime.engine import open_engine
+from runtime.options import ServeOptions
 from runtime.server import Server
 
 if TYPE_CHECKING:
@@ -168,7 +169,7 @@ class LiveServer:
 @contextmanager
 def serving(app: App) -> Iterator[LiveServer]:
     """Serve in a thread until the block ends, then drain."""
-    server = Server(app, port=0)
+    server = Server(app, ServeOptions(port=0))
     up = threading.Event()
     thread = threading.Thread(target=server.run, args=(lambda _: up.set(),))
     thread.start()

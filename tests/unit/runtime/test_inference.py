@@ -14,6 +14,7 @@ from runtime.app import App
 from runtime.dtypes import BY_NAME, BY_ONNX
 from runtime.engine import open_engine
 from runtime.errors import BadRequest
+from runtime.http1 import Head
 from runtime.inference import InferenceProtocol
 from runtime.signature import Signature
 from tests.unit.runtime.live_server import make_release, pack_strings, tensor
@@ -77,9 +78,14 @@ def wire_type(array: np.ndarray) -> str:
 
 def ask(app: App, document: dict[str, Any], tails: list[bytes] | None = None) -> Answer:
     text = json.dumps(document).encode()
-    if tails is None:
-        return app._infer(text)
-    return app._infer(text + b"".join(tails), len(text))
+    fields = {"host": "127.0.0.1"}
+    if tails is not None:
+        fields["inference-header-content-length"] = str(len(text))
+    body = text + b"".join(tails or ())
+    path = f"/v2/models/{app.name}/infer"
+    head = Head("POST", path, "127.0.0.1", fields, len(body), True, 1, False)
+    answer: Answer = app.admit(head).act(body)
+    return answer
 
 
 def read_outputs(answer: Answer) -> dict[str, np.ndarray]:

@@ -12,6 +12,7 @@ import pytest
 from runtime import connection as connection_module
 from runtime.app import App, Limits
 from runtime.errors import InputOutputFault, ModelFault, UsageFault
+from runtime.options import ServeOptions
 from runtime.server import listen, serve
 from runtime.tensor import Tensor
 from tests.unit.runtime.live_server import (
@@ -354,7 +355,9 @@ def test_readiness_is_announced_on_standard_error(
 ) -> None:
     app = App(release, engine)
     seen: list[str] = []
-    thread = threading.Thread(target=serve, args=(app,), kwargs={"port": 0, "ready": seen.append})
+    thread = threading.Thread(
+        target=serve, args=(app, ServeOptions(port=0)), kwargs={"ready": seen.append}
+    )
     # serve() has no handle to stop it but signals, which belong to the main thread
     thread.daemon = True
     thread.start()

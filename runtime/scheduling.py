@@ -1,0 +1,366 @@
+"""Decides where and when a request is worked on: in the loop, in a thread, in a batch, or not."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from functools import partial
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Callable,
+    Deque,
+    Dict,
+    List,
+    NamedTuple,
+    Optional,
+    Tuple,
+    Union,
+)
+
+from .errors import Busy, TooLate
+from .loop import Loop, Workers
+
+if TYPE_CHECKING:
+    from .batching import Batching
+    from .metrics import Metrics
+
+Body = Union[bytes, bytearray, memoryview]
+
+# Handing a request to a thread costs 0.1 ms, so only longer work is handed over.
+INLINE_S = 0.001
+# A body that is decoded while the loop waits, so that its rows can join a batch.
+MAX_BATCHED_BYTES = 1 << 16
+_NEVER = float("inf")
+
+
+class Task(NamedTuple):
+    """What is done with one kind of request; its functions run in the loop or in a thread.
+
+    Attributes:
+        decode: Returns the request that a body holds, with `.feeds`, `.outputs`, `.timeout_s` and
+            `.sequence`.
+        run: Returns the results of a request and its caller.
+        encode: Returns the protocol's answer.
+        fail: Returns the protocol's answer for whatever was raised; raises nothing.
+    """
+
+    decode: Callable[[Any], Any]
+    run: Callable[[Any, str], Any]
+    encode: Callable[[Any, Any], Any]
+    fail: Callable[[Exception], Any]
+
+
+def perform(task: Task, body: Body, caller: str = "") -> Any:
+    """Return the answer here and now; what goes wrong is raised, not told."""
+    request = task.decode(body)
+    return task.encode(request, task.run(request, caller))
+
+
+class Job:
+    """One request on its way; `cancel` it when its client has gone."""
+
+    __slots__ = ("body", "caller", "cancelled", "deadline", "done", "route", "since", "task")
+
+    def __init__(
+        self,
+        task: Task,
+        body: Body,
+        route: str,
+        done: Callable[[Any], None],
+        deadline: float,
+        caller: str,
+        since: float,
+    ) -> None:
+        self.task = task
+        self.body = body
+        self.route = route
+        self.done = done
+        self.deadline = deadline
+        self.caller = caller
+        self.since = since
+        self.cancelled = False
+
+    def cancel(self) -> None:
+        """Drop it if it has not begun; its `done` is not called any more."""
+        self.cancelled = True
+
+
+class Pace:
+    """Expects the time of a request from earlier ones of its route and size."""
+
+    def __init__(self) -> None:
+        self._expected_s: Dict[Tuple[str, int], float] = {}
+
+    def is_inline(self, route: str, size: int) -> bool:
+        """Say whether an answer is expected so soon that the loop can wait for it."""
+        return self._expected_s.get((route, size.bit_length()), _NEVER) < INLINE_S
+
+    def observe(self, route: str, size: int, seconds: float) -> None:
+        """Learn from one answer's CPU seconds; one slow answer among quick ones changes little."""
+        seconds = min(seconds, 2 * INLINE_S)
+        key = (route, size.bit_length())
+        expected = self._expected_s.get(key)
+        if expected is None:
+            self._expected_s[key] = seconds
+        else:
+            self._expected_s[key] = expected + 0.2 * (seconds - expected)
+
+
+class Scheduler:
+    """Works on requests, in order, within bounds; used by its loop only.
+
+    Args:
+        loop: Where answers are heard.
+        workers: Threads for what takes longer than the loop may wait.
+        queue: Requests that may wait for a thread; further ones are turned away.
+        metrics: Told of waiting, computing and turning away.
+        batching: Joins requests that wait; None where the model gains nothing from it.
+        deadline_s: A request that waited longer is not begun; None for no limit.
+    """
+
+    def __init__(
+        self,
+        loop: Loop,
+        *,
+        workers: int,
+        queue: int,
+        metrics: Metrics,
+        batching: Optional[Batching] = None,
+        deadline_s: Optional[float] = None,
+    ) -> None:
+        self._loop = loop
+        self._workers = Workers(loop, workers)
+        self._count = workers
+        self._queue = queue
+        self._metrics = metrics
+        self._batching = batching
+        self._deadline_s = deadline_s
+        self._pace = Pace()
+        self._work_s = INLINE_S  # a running mean of what a thread takes, for `Retry-After`
+        self._gathered: Deque[Tuple[Job, Any, Any]] = deque()  # decoded, waiting for a batch
+        self._batches = 0  # under way
+        self._summoned = False
+
+    @property
+    def pending(self) -> int:
+        """Requests that wait."""
+        return self._workers.waiting + len(self._gathered)
+
+    def submit(
+        self,
+        task: Task,
+        body: Body,
+        *,
+        route: str,
+        done: Callable[[Any], None],
+        deadline: Optional[float] = None,
+        caller: str = "",
+    ) -> Optional[Job]:
+        """Answer a request, now or later.
+
+        Args:
+            task: What is done with it.
+            body: Its bytes.
+            route: The name that metrics and the expectation of its time go by.
+            done: Called in the loop with the answer, perhaps before this returns.
+            deadline: In the loop's time; work that has not begun by then is not begun.
+            caller: Who asks.
+
+        Returns:
+            The job, None where it is done already.
+        """
+        if self._batching is not None and len(body) <= MAX_BATCHED_BYTES:
+            return self._gather(task, body, route, done, deadline, caller)
+        if self._pace.is_inline(route, len(body)):
+            self._run_inline(task, body, route, done, caller)
+            return None
+        if self._workers.waiting >= self._queue:
+            done(task.fail(self._refusal()))
+            return None
+        job = self._job(task, body, route, done, deadline, caller)
+        self._metrics.in_flight += 1
+        self._workers.submit(partial(self._work, job), partial(self._finish, job))
+        return job
+
+    def close(self, timeout_s: float) -> None:
+        """End the threads once they are idle."""
+        self._workers.close(timeout_s)
+
+    def _job(
+        self,
+        task: Task,
+        body: Body,
+        route: str,
+        done: Callable[[Any], None],
+        deadline: Optional[float],
+        caller: str,
+    ) -> Job:
+        now = self._loop.time()
+        latest = _NEVER if deadline is None else deadline
+        if self._deadline_s is not None:
+            latest = min(latest, now + self._deadline_s)
+        return Job(task, body, route, done, latest, caller, now)
+
+    def _refusal(self) -> Busy:
+        self._metrics.count("rejected", reason="queue")
+        wait_s = self._work_s * self.pending / max(self._count, 1)
+        return Busy("too many requests are waiting", retry_after_s=wait_s)
+
+    def _run_inline(
+        self, task: Task, body: Body, route: str, done: Callable[[Any], None], caller: str
+    ) -> None:
+        metrics, clock = self._metrics, time.perf_counter
+        metrics.in_flight += 1
+        started = clock()
+        try:
+            request = task.decode(body)
+            before = clock()
+            results = task.run(request, caller)
+            after = clock()
+            answer = task.encode(request, results)
+            metrics.observe_compute(after - before)
+        except Exception as error:  # noqa: BLE001 - one request must not stop the server
+            answer = task.fail(error)
+        metrics.in_flight -= 1
+        self._pace.observe(route, len(body), clock() - started)
+        done(answer)
+
+    def _work(self, job: Job) -> Optional[Tuple[Any, float, float, float]]:
+        """In a thread: return the answer, and the seconds of waiting, computing and CPU."""
+        if job.cancelled:
+            return None
+        task, began = job.task, self._loop.time()
+        waited_s, compute_s = began - job.since, -1.0
+        # CPU time, as wall time would count waiting for the interpreter's lock as work
+        cpu = time.thread_time()
+        try:
+            if began > job.deadline:
+                raise TooLate("the request waited longer than its time limit")
+            request = task.decode(job.body)
+            if request.timeout_s is not None and waited_s > request.timeout_s:
+                raise TooLate("the request waited longer than its `timeout`")
+            before = time.perf_counter()
+            results = task.run(request, job.caller)
+            compute_s = time.perf_counter() - before
+            answer = task.encode(request, results)
+        except Exception as error:  # noqa: BLE001 - one request must not stop the server
+            answer = task.fail(error)
+        return answer, waited_s, compute_s, time.thread_time() - cpu
+
+    def _finish(self, job: Job, result: Optional[Tuple[Any, float, float, float]]) -> None:
+        metrics = self._metrics
+        metrics.in_flight -= 1
+        if result is None:
+            return
+        answer, waited_s, compute_s, cpu_s = result
+        metrics.observe_queue(waited_s)
+        if compute_s >= 0:
+            metrics.observe_compute(compute_s)
+            self._work_s += 0.2 * (compute_s - self._work_s)
+        self._pace.observe(job.route, len(job.body), cpu_s)
+        if not job.cancelled:
+            job.done(answer)
+
+    def _gather(
+        self,
+        task: Task,
+        body: Body,
+        route: str,
+        done: Callable[[Any], None],
+        deadline: Optional[float],
+        caller: str,
+    ) -> Optional[Job]:
+        """Decode a request here and let its rows wait for others."""
+        if len(self._gathered) >= self._queue:
+            done(task.fail(self._refusal()))
+            return None
+        try:
+            request = task.decode(body)
+        except Exception as error:  # noqa: BLE001 - one request must not stop the server
+            done(task.fail(error))
+            return None
+        job = self._job(task, b"", route, done, deadline, caller)
+        if request.timeout_s is not None:
+            job.deadline = min(job.deadline, job.since + request.timeout_s)
+        assert self._batching is not None  # noqa: S101 - for the type checker: the caller looked
+        self._gathered.append((job, request, self._batching.key(request)))
+        self._metrics.in_flight += 1
+        if not self._summoned:
+            # after this round: whoever asks at the same time goes along
+            self._summoned = True
+            self._loop.soon(self._dispatch)
+        return job
+
+    def _dispatch(self) -> None:
+        """Send batches off while there are threads for them."""
+        self._summoned = False
+        while self._gathered and self._batches < self._count:
+            jobs = self._next_batch()
+            if jobs:
+                self._batches += 1
+                self._workers.submit(partial(self._work_batch, jobs), self._finish_batch)
+
+    def _next_batch(self) -> List[Tuple[Job, Any]]:
+        """Take the request that waits longest, and others that fit with it."""
+        now = self._loop.time()
+        batching = self._batching
+        assert batching is not None  # noqa: S101 - for the type checker
+        taken: List[Tuple[Job, Any]] = []
+        left: Deque[Tuple[Job, Any, Any]] = deque()
+        wanted: Any = None
+        rows = 0
+        for job, request, key in self._gathered:
+            if job.cancelled:
+                self._metrics.in_flight -= 1
+            elif now > job.deadline:
+                self._metrics.in_flight -= 1
+                job.done(job.task.fail(TooLate("the request waited longer than its time limit")))
+            elif not taken:
+                taken.append((job, request))
+                wanted, rows = key, batching.rows_of(request)
+            elif (
+                key is not None
+                and key == wanted
+                and (rows + batching.rows_of(request) <= batching.max_rows)
+            ):
+                taken.append((job, request))
+                rows += batching.rows_of(request)
+            else:
+                left.append((job, request, key))
+        self._gathered = left
+        for job, _ in taken:
+            self._metrics.observe_queue(now - job.since)
+        if taken:
+            self._metrics.observe_batch(rows)
+        return taken
+
+    def _work_batch(self, jobs: List[Tuple[Job, Any]]) -> Tuple[List[Tuple[Job, Any, Any]], float]:
+        """In a thread: return each job with its request and its results or what was raised."""
+        assert self._batching is not None  # noqa: S101 - for the type checker
+        before = time.perf_counter()
+        found = self._batching.run([(job.task, request, job.caller) for job, request in jobs])
+        compute_s = time.perf_counter() - before
+        return [
+            (job, request, result)
+            for (job, request), result in zip(jobs, found)  # noqa: B905 - not in CPython 3.8
+        ], compute_s
+
+    def _finish_batch(self, worked: Tuple[List[Tuple[Job, Any, Any]], float]) -> None:
+        found, compute_s = worked
+        self._batches -= 1
+        self._metrics.observe_compute(compute_s)
+        self._work_s += 0.2 * (compute_s - self._work_s)
+        if self._gathered and not self._summoned:
+            self._dispatch()  # first, so that the engine works while answers are written
+        for job, request, result in found:
+            self._metrics.in_flight -= 1
+            if job.cancelled:
+                continue
+            try:
+                if isinstance(result, Exception):
+                    raise result
+                answer = job.task.encode(request, result)
+            except Exception as error:  # noqa: BLE001 - one request must not stop the server
+                answer = job.task.fail(error)
+            job.done(answer)
