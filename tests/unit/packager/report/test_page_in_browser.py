@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.browser import violations, wider
+
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
@@ -45,35 +47,6 @@ def empty_file(tmp_path: Path, render: Callable[..., str]) -> Path:
     path = tmp_path / "empty.html"
     path.write_text(render({"bundle": {}}, {"name": "x"}), encoding="utf-8")
     return path
-
-
-@pytest.fixture(scope="session")
-def axe() -> str:
-    """Return the script of axe-core, which a package carries."""
-    import importlib.util
-    from pathlib import Path
-
-    spec = importlib.util.find_spec("axe_playwright_python")
-    if spec is None or spec.origin is None:
-        pytest.skip("axe-playwright-python is not installed")
-    return Path(spec.origin).with_name("axe.min.js").read_text(encoding="utf-8")
-
-
-def violations(page: Any, axe: str) -> list[str]:
-    page.ask(axe + ";1")
-    found = page.ask("axe.run(document, {resultTypes: ['violations']}).then(r => r.violations)")
-    return [
-        f"{v['id']}: {n['html'][:120]} {n['failureSummary']}" for v in found for n in v["nodes"]
-    ]
-
-
-def wider(page: Any) -> list[str]:
-    """Return the elements that stick out of the window, outside regions that scroll themselves."""
-    assert page.ask("document.documentElement.scrollWidth <= innerWidth")
-    return page.ask(
-        "[...document.querySelectorAll('body *')].filter(e => !e.closest('.scroll table, .skip') &&"
-        " e.getBoundingClientRect().right > innerWidth + 0.5).map(e => e.outerHTML.slice(0, 80))"
-    )
 
 
 def test_the_page_asks_for_nothing_and_complains_about_nothing(page: Any, file: Path) -> None:
