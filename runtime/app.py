@@ -24,6 +24,7 @@ Body = Union[bytes, bytearray]
 # What a request may have where its model sets no limit: strings, or a dimension without a maximum.
 UNBOUNDED_BYTES = 16 << 20
 MAX_IGNORED_BODY_BYTES = 4096
+PAGE_ROUTES = ("page", "page_facts")
 _BINARY_LENGTH = "inference-header-content-length"
 
 
@@ -87,6 +88,8 @@ class App:
         self._plain = _plain_protocol(manifest, release, self._signature)
         self._folder = release.folder
         self._openapi: Optional[bytes] = None
+        self._release = release
+        self._page: Any = None
         self._status: Optional[Callable[[], Dict[str, Any]]] = getattr(engine, "status", None)
         self.metrics = Metrics(partial(self._info, manifest), self._status)
         self._server_metadata = _json_answer(
@@ -103,6 +106,10 @@ class App:
             path: endpoints[name]
             for path, name in (default_routes(manifest) if routes is None else routes)
         }
+
+    def leave_out(self, routes: Sequence[str]) -> None:
+        """Serve nothing at some routes, before the first request comes."""
+        self._paths = {k: v for k, v in self._paths.items() if v.route not in routes}
 
     def admit(self, head: Head) -> Admission:
         """Decide on a request from its head alone: path, method, encodings, sizes."""
@@ -143,6 +150,8 @@ class App:
             "model_metadata": get("model_metadata", lambda _: self._show_metadata()),
             "metrics": get("metrics", lambda _: self._show_metrics(), "metrics"),
             "openapi": get("openapi", lambda _: self._show_openapi()),
+            "page": get("page", lambda _: self._open_page().show(), ""),
+            "page_facts": get("page_facts", lambda _: self._show_page_facts()),
             "infer": post("infer", self._protocol.decode, self._protocol.encode),
             "predict": post("predict", self._decode_plain, self._encode_plain),
         }
@@ -189,6 +198,17 @@ class App:
 
     def _show_metrics(self) -> Answer:
         return Answer(200, self.metrics.text().encode(), CONTENT_TYPE)
+
+    def _open_page(self) -> Any:
+        if self._page is None:
+            from .page import Page  # seldom asked for
+
+            self._page = Page(self._release, self.limits)
+        return self._page
+
+    def _show_page_facts(self) -> Answer:
+        answer: Answer = self._open_page().describe(self._metadata(), ready=self.ready)
+        return answer
 
     def _show_openapi(self) -> Answer:
         if self._openapi is None:
@@ -304,6 +324,8 @@ def default_routes(manifest: Mapping[str, Any]) -> Tuple[Tuple[str, str], ...]:
     for key, path in (("plain", "/predict"), ("metrics", "/metrics"), ("openapi", "/openapi.json")):
         if server.get(key, True):
             routes.append((path, {"plain": "predict"}.get(key, key)))
+    if server.get("page"):
+        routes += [("/", "page"), ("/page.json", "page_facts")]
     return tuple(routes)
 
 

@@ -32,6 +32,7 @@ ROUTES: Mapping[str, Tuple[str, str]] = {
     "metrics": ("GET", "/metrics"),
     "openapi": ("GET", "/openapi.json"),
     "page": ("GET", "/"),
+    "page_facts": ("GET", "/page.json"),
 }
 # Answered before a route was known: the conventions then have an error type in its place.
 UNROUTED = frozenset(("unknown", "refused", "malformed", "overflow"))

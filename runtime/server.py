@@ -12,7 +12,7 @@ import threading
 from typing import Callable, Iterator, Optional
 
 from .access import Access
-from .app import App, error_answer
+from .app import PAGE_ROUTES, App, error_answer
 from .connection import Connection, Shared
 from .errors import BadRequest, InputOutputFault, UsageFault
 from .framing import Admission, Admissions, BodyBudget
@@ -74,6 +74,8 @@ class Server:
         options = options or ServeOptions()
         host = options.host
         self._app = app
+        if not options.page:
+            app.leave_out(PAGE_ROUTES)
         self._access = Access(host)
         self._socket = listen(host, options.port)
         address = self._socket.getsockname()

@@ -1,13 +1,15 @@
-"""Renders templates: strict, and values enter only through the filters `py`, `json` and `sh`."""
+"""Renders templates: strict, and values enter only through a filter: `py`, `json`, `sh`, `html`."""
 
 from __future__ import annotations
 
+import html
 import json
 import shlex
 from functools import cache
 from typing import TYPE_CHECKING, Any, Final
 
 from packager.bundle.openapi import openapi_values
+from packager.bundle.page import page_values
 from packager.model import Signature
 from packager.resources import data_dir
 
@@ -68,6 +70,8 @@ def render_server(manifest: Mapping[str, Any]) -> dict[str, bytes]:
         text = render("server/openapi.json.j2", **openapi_values(manifest, signature))
         # reads it back, so that a template's slip cannot ship, and settles the layout
         rendered["server/openapi.json"] = json.dumps(json.loads(text), indent=1) + "\n"
+    if server.get("page"):
+        rendered["server/page.html"] = render("server/page.html.j2", **page_values())
     return {path: text.encode() for path, text in rendered.items()}
 
 
@@ -87,6 +91,8 @@ def _routes(manifest: Mapping[str, Any]) -> list[tuple[str, str]]:
         "openapi": ("/openapi.json", "openapi"),
     }
     routes += [route for option, route in optional.items() if manifest["server"][option]]
+    if manifest["server"].get("page"):
+        routes += [("/", "page"), ("/page.json", "page_facts")]
     return routes
 
 
@@ -138,6 +144,18 @@ def _as_shell(value: object) -> _Literal:
     return _Literal(shlex.quote(text))
 
 
+def _as_html(value: object) -> _Literal:
+    return _Literal(html.escape(str(value), quote=True))
+
+
+def _as_it_is(value: object) -> _Literal:
+    """Let our own style or script in, which may not end its element."""
+    text = str(value)
+    if "</" in text or "<!--" in text:
+        raise TypeError("a style or a script cannot hold markup")
+    return _Literal(text)
+
+
 def _refuse_unfiltered(value: object) -> object:
     if not isinstance(value, _Literal):
         raise TypeError(f"a template lets {value!r} in without `py`, `json` or `sh`")
@@ -153,7 +171,9 @@ def _environment() -> jinja2.Environment:
         undefined=jinja2.StrictUndefined,
         finalize=_refuse_unfiltered,
         keep_trailing_newline=True,
-        autoescape=False,  # noqa: S701 - no HTML; what enters is quoted by its filter
+        autoescape=False,  # noqa: S701 - what enters is quoted by its filter
     )
-    environment.filters.update(py=_as_python, json=_as_json, sh=_as_shell)
+    environment.filters.update(
+        py=_as_python, json=_as_json, sh=_as_shell, html=_as_html, verbatim=_as_it_is
+    )
     return environment
