@@ -32,6 +32,7 @@ INLINE_S = 0.001
 # A body that is decoded while the loop waits, so that its rows can join a batch.
 MAX_BATCHED_BYTES = 1 << 16
 _NEVER = float("inf")
+_TOO_LATE = "the request waited longer than its time limit"
 
 
 class Task(NamedTuple):
@@ -66,6 +67,7 @@ class Job:
         self,
         task: Task,
         body: Body,
+        *,
         route: str,
         done: Callable[[Any], None],
         deadline: float,
@@ -171,7 +173,7 @@ class Scheduler:
             The job, None where it is done already.
         """
         if self._batching is not None and len(body) <= MAX_BATCHED_BYTES:
-            return self._gather(task, body, route, done, deadline, caller)
+            return self._gather(self._job(task, body, route, done, deadline, caller))
         if self._pace.is_inline(route, len(body)):
             self._run_inline(task, body, route, done, caller)
             return None
@@ -187,7 +189,7 @@ class Scheduler:
         """End the threads once they are idle."""
         self._workers.close(timeout_s)
 
-    def _job(
+    def _job(  # noqa: PLR0917 - what `submit` was given, in its order
         self,
         task: Task,
         body: Body,
@@ -200,7 +202,7 @@ class Scheduler:
         latest = _NEVER if deadline is None else deadline
         if self._deadline_s is not None:
             latest = min(latest, now + self._deadline_s)
-        return Job(task, body, route, done, latest, caller, now)
+        return Job(task, body, route=route, done=done, deadline=latest, caller=caller, since=now)
 
     def _refusal(self) -> Busy:
         self._metrics.count("rejected", reason="queue")
@@ -235,11 +237,10 @@ class Scheduler:
         # CPU time, as wall time would count waiting for the interpreter's lock as work
         cpu = time.thread_time()
         try:
-            if began > job.deadline:
-                raise TooLate("the request waited longer than its time limit")
+            _check_time(began, job.deadline)
             request = task.decode(job.body)
-            if request.timeout_s is not None and waited_s > request.timeout_s:
-                raise TooLate("the request waited longer than its `timeout`")
+            if request.timeout_s is not None:
+                _check_time(waited_s, request.timeout_s)
             before = time.perf_counter()
             results = task.run(request, job.caller)
             compute_s = time.perf_counter() - before
@@ -262,25 +263,18 @@ class Scheduler:
         if not job.cancelled:
             job.done(answer)
 
-    def _gather(
-        self,
-        task: Task,
-        body: Body,
-        route: str,
-        done: Callable[[Any], None],
-        deadline: Optional[float],
-        caller: str,
-    ) -> Optional[Job]:
+    def _gather(self, job: Job) -> Optional[Job]:
         """Decode a request here and let its rows wait for others."""
+        task = job.task
         if len(self._gathered) >= self._queue:
-            done(task.fail(self._refusal()))
+            job.done(task.fail(self._refusal()))
             return None
         try:
-            request = task.decode(body)
+            request = task.decode(job.body)
         except Exception as error:  # noqa: BLE001 - one request must not stop the server
-            done(task.fail(error))
+            job.done(task.fail(error))
             return None
-        job = self._job(task, b"", route, done, deadline, caller)
+        job.body = b""
         if request.timeout_s is not None:
             job.deadline = min(job.deadline, job.since + request.timeout_s)
         assert self._batching is not None  # noqa: S101 - for the type checker: the caller looked
@@ -315,7 +309,7 @@ class Scheduler:
                 self._metrics.in_flight -= 1
             elif now > job.deadline:
                 self._metrics.in_flight -= 1
-                job.done(job.task.fail(TooLate("the request waited longer than its time limit")))
+                job.done(job.task.fail(TooLate(_TOO_LATE)))
             elif not taken:
                 taken.append((job, request))
                 wanted, rows = key, batching.rows_of(request)
@@ -357,10 +351,19 @@ class Scheduler:
             self._metrics.in_flight -= 1
             if job.cancelled:
                 continue
-            try:
-                if isinstance(result, Exception):
-                    raise result
-                answer = job.task.encode(request, result)
-            except Exception as error:  # noqa: BLE001 - one request must not stop the server
-                answer = job.task.fail(error)
-            job.done(answer)
+            job.done(_encoded(job.task, request, result))
+
+
+def _encoded(task: Task, request: Any, result: Any) -> Any:
+    """Return the answer with the results of a request, or with what its run raised."""
+    if isinstance(result, Exception):
+        return task.fail(result)
+    try:
+        return task.encode(request, result)
+    except Exception as error:  # noqa: BLE001 - one request must not stop the server
+        return task.fail(error)
+
+
+def _check_time(now_s: float, latest_s: float) -> None:
+    if now_s > latest_s:
+        raise TooLate(_TOO_LATE)
