@@ -81,17 +81,26 @@ class App:
         self.ready = False
         self.manifest = manifest
         self._engine = engine
-        self._signature = Signature(manifest["model"]["signature"])
+        # what a model with state takes of its clients is not what its file takes
+        self._signature = Signature((manifest.get("sequences") or manifest["model"])["signature"])
         self.inference = Inference(self._signature, engine, name=self.name, version=self.version)
         self.limits = limits or default_limits(manifest, self._signature)
-        self._protocol = InferenceProtocol(self._signature, name=self.name, version=self.version)
+        self._status: Optional[Callable[[], Dict[str, Any]]] = getattr(engine, "status", None)
+        self.metrics = Metrics(partial(self._info, manifest), self._status)
+        read_sequence = None
+        if manifest.get("sequences"):
+            from .sequences import keep_sequences, read_control
+
+            read_sequence = read_control
+            keep_sequences(self, manifest["sequences"])
+        self._protocol = InferenceProtocol(
+            self._signature, name=self.name, version=self.version, read_sequence=read_sequence
+        )
         self._plain = _plain_protocol(manifest, release, self._signature)
         self._folder = release.folder
         self._openapi: Optional[bytes] = None
         self._release = release
         self._page: Any = None
-        self._status: Optional[Callable[[], Dict[str, Any]]] = getattr(engine, "status", None)
-        self.metrics = Metrics(partial(self._info, manifest), self._status)
         self._server_metadata = _json_answer(
             {
                 "name": "edgepack",

@@ -6,7 +6,7 @@ Inference Server describes it.
 
 from __future__ import annotations
 
-from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple, Union
+from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple, Union
 
 from .core import InferRequest
 from .dtypes import BY_NAME, BY_PROTOCOL
@@ -27,7 +27,7 @@ _REQUEST_KEYS = frozenset(("id", "parameters", "inputs", "outputs"))
 _INPUT_KEYS = frozenset(("name", "shape", "datatype", "parameters", "data"))
 _OUTPUT_KEYS = frozenset(("name", "parameters"))
 # parameters that would change the answer if they were known here
-_UNSERVED = ("shared_memory_region", "classification", "sequence_id")
+_UNSERVED = ("shared_memory_region", "classification")
 
 
 class InferenceProtocol:
@@ -37,10 +37,19 @@ class InferenceProtocol:
         signature: What requests are checked against.
         name: The model's name, part of every answer.
         version: The model's version, likewise.
+        read_sequence: Returns the sequence that parameters name; None for a model without state.
     """
 
-    def __init__(self, signature: Signature, *, name: str, version: str) -> None:
+    def __init__(
+        self,
+        signature: Signature,
+        *,
+        name: str,
+        version: str,
+        read_sequence: Optional[Callable[[Mapping[str, Any]], Any]] = None,
+    ) -> None:
         self._signature = signature
+        self._read_sequence = read_sequence or _refuse_sequence
         self._writer = Writer()
         self._start = '{"model_name":%s,"model_version":%s' % (dumps(name), dumps(version))
         self._output_starts: Dict[Tuple[object, ...], str] = {}
@@ -164,9 +173,10 @@ class InferenceProtocol:
         if type(default) is not bool:
             raise BadRequest("`binary_data_output` has to be true or false")
         timeout_s = _timeout_s(parameters)
+        sequence = self._read_sequence(parameters)
         wanted = fields.get("outputs")
         if wanted is None:
-            return InferRequest(feeds, request_id, None, None, default, timeout_s)
+            return InferRequest(feeds, request_id, None, None, default, timeout_s, sequence)
         if type(wanted) is not list:
             raise BadRequest("`outputs` has to be a list")
         binary: Dict[str, bool] = {}
@@ -185,7 +195,7 @@ class InferenceProtocol:
             binary[name] = choice
         # an empty list asks for all, as tritonclient and other servers read it
         names = list(binary) or None
-        return InferRequest(feeds, request_id, names, binary, default, timeout_s)
+        return InferRequest(feeds, request_id, names, binary, default, timeout_s, sequence)
 
     def encode(self, request: InferRequest, results: Mapping[str, Tensor]) -> Answer:
         """Return the answer with `results`, in the order in which they come."""
@@ -266,6 +276,11 @@ def _object(value: object, what: str, keys: "frozenset[str]") -> Dict[str, Any]:
             "%s has no `%s`" % (what, clip(odd)), hint="it has " + ", ".join(sorted(keys))
         )
     return value
+
+
+def _refuse_sequence(parameters: Mapping[str, Any]) -> None:
+    if parameters.get("sequence_id"):
+        raise BadRequest("the parameter `sequence_id` is not served: the model keeps no state")
 
 
 def _timeout_s(parameters: Mapping[str, Any]) -> Optional[float]:

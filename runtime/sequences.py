@@ -10,6 +10,7 @@ import math
 import threading
 import time
 from collections import OrderedDict
+from functools import partial
 from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
 from .dtypes import BY_NAME
@@ -263,6 +264,26 @@ class Lease:
             end = self._end and not self._failed and not early
             self._owner.leave(self._key, self._entry, end=end)
             self._entry = None
+
+
+def keep_sequences(app: Any, wire: Mapping[str, Any]) -> None:
+    """Have an app's model run with state, and its metrics tell of it.
+
+    Args:
+        app: Has `.inference` and `.metrics`.
+        wire: `manifest["sequences"]`.
+    """
+    inference, metrics = app.inference, app.metrics
+
+    def run(feeds: Mapping[str, Tensor], outputs: Optional[Sequence[str]]) -> Dict[str, Tensor]:
+        # looked up at each run: the engine that answers may have been switched
+        results: Dict[str, Tensor] = inference.engine.run(feeds, outputs)
+        return results
+
+    kept = Sequences(wire, run)
+    kept.counted = partial(setattr, metrics, "sequences")
+    kept.counted(0)
+    inference.sequences = kept
 
 
 def read_control(parameters: Mapping[str, Any]) -> Optional[Control]:

@@ -137,6 +137,8 @@ class Server:
         now = self._loop.time()
         for connection in [item for item in self._shared.connections if item.deadline <= now]:
             connection.expire()
+        if self._app.inference.sequences is not None:
+            self._app.inference.sequences.sweep()
         if not self._stopping:
             listener.resume()
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
@@ -15,11 +17,20 @@ from runtime.errors import BadRequest, Busy, ModelFault
 from runtime.onnxruntime import Session
 from runtime.sequences import Sequences, read_control
 from runtime.tensor import Tensor
-from tests.models.streaming_gru import make_signal, make_streaming_gru, scores_of, sequences
+from tests.models.streaming_gru import (
+    make_signal,
+    make_streaming_gru,
+    scores_of,
+    sequences,
+    signature,
+)
+from tests.unit.runtime.live_server import make_release, serving_model, tensor
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+    from tests.unit.runtime.live_server import LiveServer
 
 
 class Clock:
@@ -298,3 +309,87 @@ def test_parameters_that_name_no_sequence_are_refused(
 ) -> None:
     with pytest.raises(BadRequest, match=message):
         read_control(parameters)
+
+
+@pytest.fixture
+def live(gru: Path, engine_library: Path, tmp_path: Path) -> Iterator[LiveServer]:
+    release = make_release(tmp_path, gru, engine_library, **signature(), name="gru")
+    manifest = {**release.manifest, "sequences": sequences(max_sequences=2)}
+    with serving_model(dataclasses.replace(release, manifest=manifest)) as server:
+        yield server
+
+
+def body_of(signal: np.ndarray, **parameters: Any) -> bytes:
+    tensor = {
+        "name": "signal",
+        "shape": list(signal.shape),
+        "datatype": "FP32",
+        "data": signal.ravel().tolist(),
+    }
+    return json.dumps({"parameters": parameters, "inputs": [tensor]}).encode()
+
+
+INFER = "/v2/models/gru/infer"
+
+
+def test_a_server_keeps_state_between_requests_of_one_sequence(live: LiveServer, gru: Path) -> None:
+    signal = make_signal(6)
+    with live.client() as client:
+        got = []
+        for at, flags in ((0, {"sequence_start": True}), (3, {"sequence_end": True})):
+            reply = client.ask(
+                "POST", INFER, body_of(signal[:, at : at + 3], sequence_id=42, **flags)
+            )
+            assert reply.status == 200, reply.error
+            (output,) = reply.json()["outputs"]
+            got.append(np.array(output["data"], np.float32).reshape(output["shape"]))
+    assert np.allclose(np.concatenate(got, axis=1), scores_of(gru, signal), atol=1e-6)
+
+
+def test_a_server_tells_what_is_wrong_with_a_sequence(live: LiveServer) -> None:
+    signal = make_signal(2)
+    with live.client() as client:
+        unknown = client.ask("POST", INFER, body_of(signal, sequence_id=1))
+        assert unknown.status == 400
+        assert "there is no sequence of this id" in unknown.error
+        for name in (1, 2):
+            body = body_of(signal, sequence_id=name, sequence_start=True)
+            assert client.ask("POST", INFER, body).status == 200
+        gauge = client.ask("GET", "/metrics").body.decode()
+        assert "\nedgepack_sequences 2\n" in gauge
+        full = client.ask("POST", INFER, body_of(signal, sequence_id=3, sequence_start=True))
+        assert full.status == 503
+        assert 1 <= int(full.fields["retry-after"]) <= 60
+        wrong = client.ask("POST", INFER, body_of(signal, sequence_id=[1]))
+        assert wrong.status == 400
+        assert "`sequence_id` has to be a whole number" in wrong.error
+
+
+def test_clients_of_a_server_see_no_state(live: LiveServer, gru: Path) -> None:
+    signal = make_signal(2)
+    with live.client() as client:
+        metadata = client.ask("GET", "/v2/models/gru").json()
+        assert [each["name"] for each in metadata["inputs"]] == ["signal"]
+        assert [each["name"] for each in metadata["outputs"]] == ["scores"]
+        plain = client.ask("POST", "/predict", json.dumps({"data": signal.tolist()}).encode())
+        assert np.allclose(plain.json()["result"], scores_of(gru, signal), atol=1e-6)
+
+
+def test_a_model_without_state_refuses_sequences(
+    small_models: Any, engine_library: Path, tmp_path: Path
+) -> None:
+    batch = {"name": "n", "min": 1, "max": 32, "opt": 1}
+    release = make_release(
+        tmp_path,
+        small_models["mlp"].path,
+        engine_library,
+        [tensor("x", "float32", batch, 64)],
+        [tensor("logits", "float32", batch, 10)],
+        name="mlp",
+    )
+    request = {"name": "x", "shape": [1, 64], "datatype": "FP32", "data": [0.0] * 64}
+    body = json.dumps({"parameters": {"sequence_id": 4}, "inputs": [request]}).encode()
+    with serving_model(release) as live, live.client() as client:
+        refused = client.ask("POST", "/v2/models/mlp/infer", body)
+    assert refused.status == 400
+    assert "the model keeps no state" in refused.error
