@@ -59,6 +59,7 @@ def assemble(
     out_dir: Path,
     calibration: Samples | None = None,
     sequence: int | None = None,
+    batch_rows: int = 0,
     vendor: Sequence[Entry] = (),
 ) -> Bundle:
     """Write `NAME-VERSION-TARGET.edgepack`; the same arguments give the same bytes.
@@ -69,6 +70,7 @@ def assemble(
         artifact: What the engine loads.
         target: What it was built for.
         recipe: Name, version, images, labels and server options.
+        batch_rows: The most rows of requests that the server joins; 0: it does not.
         golden: The golden samples and their table.
         library: The engine's shared library.
         out_dir: Where the bundle is written.
@@ -116,7 +118,7 @@ def assemble(
             **_decoding(recipe),
         },
         "golden": golden.table,
-        **serving_fields(recipe),
+        **serving_fields(recipe, batch_rows=batch_rows),
     }
     entries = [
         *(

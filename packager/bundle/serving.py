@@ -11,8 +11,13 @@ if TYPE_CHECKING:
     from packager.recipe import Recipe
 
 
-def serving_fields(recipe: Recipe) -> dict[str, Any]:
-    """Return what the manifest says of serving: `server`, and what was asked for besides."""
+def serving_fields(recipe: Recipe, *, batch_rows: int = 0) -> dict[str, Any]:
+    """Return what the manifest says of serving: `server`, and what was asked for besides.
+
+    Args:
+        recipe: Its tables `server`, `sequences` and `privacy`.
+        batch_rows: The most rows of requests that are joined; 0: none are.
+    """
     server = recipe.server
     fields: dict[str, Any] = {
         "server": {
@@ -25,7 +30,9 @@ def serving_fields(recipe: Recipe) -> dict[str, Any]:
             "workers": server.workers,
             "queue": server.queue,
             "deadline_s": server.deadline_s,
-            "batching": None,
+            "batching": {"rows": batch_rows, "wait_ms": server.batch_wait_ms}
+            if batch_rows
+            else None,
         }
     }
     if recipe.sequences is not None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from packager.errors import BudgetMissed, IntegrityError
 from packager.pipeline import stages
+from packager.pipeline.batching import batching_stage
 from packager.pipeline.cache import StageCache, tool_versions
 from packager.pipeline.compressing import compress_stage
 from packager.pipeline.engines import (
@@ -124,6 +125,12 @@ def _build_one(
         artifact, target=target, recipe=recipe, cache=cache, work=work, reporter=reporter,
         ahead=plan.engine_on is None,
     )  # fmt: skip
+    batching = batching_stage(
+        artifact, recipe=recipe, target=target, locked=locked, reporter=reporter
+    )
+    artifact = dataclasses.replace(
+        artifact, facts={**artifact.facts, "batching": dataclasses.asdict(batching)}
+    )
     reporter.stage(f"bundle for {target.name}")
     golden = stages.golden_stage(recipe, artifact, work=work, reporter=reporter)
     library = fetch_library(
@@ -142,6 +149,7 @@ def _build_one(
             calibration=data.calibration,
             sequence=plan.sequence,
             vendor=vendor,
+            batch_rows=batching.rows,
             out_dir=work / folder,
         )
 
@@ -229,7 +237,11 @@ def _publish(
         target=built.target.name,
         inputs=inputs,
         tools=tool_versions(),
-        choices={**outcome.lock, "exporter": artifact.model.provenance.exporter},
+        choices={
+            **outcome.lock,
+            "exporter": artifact.model.provenance.exporter,
+            "batch_rows": artifact.facts["batching"]["rows"],
+        },
     )
     write_record(
         record,
