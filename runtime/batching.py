@@ -43,7 +43,7 @@ class Batching:
         """
         if len(requests) > 1:
             try:
-                found = self._inference.run_rows([request.feeds for _, request, _ in requests])
+                found = self._inference.run_rows([request for _, request, _ in requests])
             except (DeviceError, MemoryError):
                 pass  # one of them is to blame, the others need not suffer
             else:

@@ -8,7 +8,8 @@ from .errors import ModelFault
 from .signature import Signature
 from .tensor import Tensor
 
-Observer = Callable[[Mapping[str, Tensor], Mapping[str, Tensor]], None]
+# given a request and its results
+Observer = Callable[[Any, Mapping[str, Tensor]], None]
 
 
 class InferRequest(NamedTuple):
@@ -45,7 +46,8 @@ class Inference:
     Attributes:
         sequences: Keeps state from request to request; None for a model that has none. It has
             `run(request, caller)`.
-        observers: Called with the inputs and outputs of each run, in the thread that ran it.
+        observers: Called with each request and its results, in the thread that ran it; they raise
+            nothing.
     """
 
     def __init__(self, signature: Signature, engine: Any, *, name: str, version: str) -> None:
@@ -68,20 +70,18 @@ class Inference:
         else:
             results = self.engine.run(request.feeds, request.outputs)
         for observe in self.observers:
-            observe(request.feeds, results)
+            observe(request, results)
         return results
 
-    def run_rows(
-        self, feeds: Sequence[Mapping[str, Tensor]], outputs: Optional[Sequence[str]] = None
-    ) -> List[Dict[str, Tensor]]:
-        """Run several requests as one batch and return the results of each.
+    def run_rows(self, requests: Sequence[Any]) -> List[Dict[str, Tensor]]:
+        """Run several requests as one batch and return all results of each.
 
         Args:
-            feeds: The inputs of each: equal but for their rows, the first axis.
-            outputs: The names wanted of each, None for all.
+            requests: Their `.feeds` are equal but for their rows, the first axis.
         """
+        feeds: List[Mapping[str, Tensor]] = [request.feeds for request in requests]
         whole = {name: _joined([one[name] for one in feeds]) for name in feeds[0]}
-        results = self.engine.run(whole, outputs)
+        results = self.engine.run(whole, None)
         first = next(iter(whole))
         rows = whole[first].shape[0]
         if any(tensor.shape[:1] != (rows,) for tensor in results.values()):
@@ -92,9 +92,9 @@ class Inference:
             stop = start + one[first].shape[0]
             found.append({name: _rows(tensor, start, stop) for name, tensor in results.items()})
             start = stop
-        for given, answered in zip(feeds, found):  # noqa: B905 - not in CPython 3.8
+        for request, answered in zip(requests, found):  # noqa: B905 - not in CPython 3.8
             for observe in self.observers:
-                observe(given, answered)
+                observe(request, answered)
         return found
 
 

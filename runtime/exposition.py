@@ -101,6 +101,8 @@ class Exposition:
         self._grpc(page)
         self._inference(page, {key: model[key] for key in ("name", "version") if key in model})
         self._own(page)
+        for add in self._metrics.sources:
+            add(page)
         if engine is not None:
             _accelerator(page, engine)
         for name, kind, meaning, value in process_facts():

@@ -66,6 +66,7 @@ class Metrics:
         compute: Seconds in the engine, per execution.
         batch: Rows per execution.
         counters: What `count` counted, by name and labels.
+        sources: Called with the page, `exposition.Page`, to add what only they know.
     """
 
     def __init__(
@@ -84,6 +85,7 @@ class Metrics:
         self.compute = Histogram()
         self.batch = Histogram(BUCKETS_ROWS)
         self.counters: Dict[Tuple[str, Labels], int] = {}
+        self.sources: List[Callable[[Any], None]] = []
         self._info = info
         self._engine = engine
         self._exposition: Any = None

@@ -234,9 +234,9 @@ def test_requests_of_sequences_and_of_other_shapes_go_alone() -> None:
 def test_rows_come_back_to_whom_they_belong() -> None:
     inference = Inference(SIGNATURE, Doubling(), name="double", version="1")
     seen: list[int] = []
-    inference.observers.append(lambda feeds, _: seen.append(feeds["x"].shape[0]))
+    inference.observers.append(lambda request, _: seen.append(request.feeds["x"].shape[0]))
     feeds = [{"x": Tensor("uint8", (rows, 2), bytes(range(2 * rows)))} for rows in (1, 3, 2)]
-    found = inference.run_rows(feeds)
+    found = inference.run_rows([InferRequest(one) for one in feeds])
     assert [one["y"].shape for one in found] == [(1, 2), (3, 2), (2, 2)]
     assert bytes(found[1]["y"].data) == bytes(range(0, 12, 2))
     assert seen == [1, 3, 2]
@@ -250,7 +250,7 @@ def test_answers_without_a_row_for_each_row_are_not_shared_out() -> None:
     inference = Inference(SIGNATURE, Constant(), name="constant", version="1")
     feeds = {"x": Tensor("uint8", (1, 2), b"\1\1")}
     with pytest.raises(ModelFault, match="not one row for each"):
-        inference.run_rows([feeds, feeds])
+        inference.run_rows([InferRequest(feeds), InferRequest(feeds)])
 
 
 def test_a_task_is_performed_here_and_now_where_that_is_asked() -> None:
