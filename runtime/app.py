@@ -413,7 +413,8 @@ def _with_hint(error: BadRequest) -> str:
 
 def _refuse(head: Head, route: str, error: BadRequest, fields: bytes = JSON_TYPE) -> Admission:
     answer = error_answer(error, fields)
-    return Admission(head, route, lambda _: answer, 0, answer)
+    # what is here and what is not is told only to those who may ask
+    return Admission(head, route, lambda _: answer, 0, answer, scope="any")
 
 
 def _wrong_method(head: Head, endpoint: _Endpoint) -> Tuple[BadRequest, bytes]:

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any, Callable, Dict, Optional
 from .app import error_answer, fault_answer
 from .errors import BadRequest
 from .framing import IDLE, IN_BODY, IN_HEAD, Admission, Admissions, Body, BodyBudget, RequestReader
-from .http1 import CONTINUE, Answer, wire
+from .http1 import CONTINUE, Answer, Head, wire
 from .loop import Loop, Stream
 
 if TYPE_CHECKING:
     import socket
 
     from .app import App
+    from .closed.guard import Caller, Guard
     from .scheduling import Job, Scheduler
 
 HEAD_TIMEOUT_S = 5.0
@@ -41,6 +42,9 @@ class Shared:
         open_stream: Makes the stream of an accepted socket for its protocol.
         http2: Takes over a stream, with what came on it, whose client speaks HTTP/2; None where
             that is not served.
+        check: Raises where a head is for another host, or from a page that may not ask.
+        guard: Knows the callers by their keys; None where everyone may ask.
+        grpc: What HTTP/2's connections share, made by the first of them.
         draining: No connection outlives its next answer.
     """
 
@@ -54,6 +58,7 @@ class Shared:
         scheduler: Scheduler,
         max_connections: int,
         http2: Optional[Callable[[Shared, Stream, bytes], Any]] = None,
+        guard: Optional[Guard] = None,
     ) -> None:
         self.app = app
         self.loop = loop
@@ -63,6 +68,9 @@ class Shared:
         self.scheduler = scheduler
         self.max_connections = max_connections
         self.http2 = http2
+        self.guard = guard
+        self.check: Callable[[Head], None] = lambda head: None
+        self.grpc: Any = None
         self.open_stream: Callable[[Any, Any], Stream] = partial(Stream, loop)
         # HTTP/1.1 and HTTP/2 alike: each has `deadline`, `expire`, `drain` and `abort`
         self.connections: Dict[Any, None] = {}
@@ -82,7 +90,11 @@ class Connection:
 
     def __init__(self, shared: Shared, connected: socket.socket) -> None:
         self._shared = shared
-        self._reader = RequestReader(shared.admissions, shared.budget)
+        gate = None if shared.guard is None else self._identify
+        self._reader = RequestReader(shared.admissions, shared.budget, gate)
+        self._caller: Optional[Caller] = None
+        self._name = ""  # who asks, where it is known
+        self._peer: Optional[str] = None
         self._busy = False  # a thread works on the answer
         self._scheduled = False  # the next request is looked at in the loop's next round
         self._blocked = False  # the client does not take its answer
@@ -105,9 +117,20 @@ class Connection:
             else:
                 self._fail(BadRequest("too many connections", 503))
 
+    def handshake_done(self, alpn: Optional[str], peer_name: Optional[str]) -> None:
+        """Go on where TLS is agreed on, in the protocol that the client chose there."""
+        if self._closing:
+            return
+        self._fresh = False
+        self._name = peer_name or ""
+        self.deadline = self._shared.loop.time() + HEAD_TIMEOUT_S
+        if alpn == "h2":
+            self._become_http2(b"")
+
     def connection_lost(self) -> None:
         """Forget everything; work in a thread ends unheard."""
         self._closing = True
+        self._dismiss()
         if self._job is not None:
             self._job.cancel()
         self._reader.release()
@@ -182,6 +205,26 @@ class Connection:
         """Close at once, whatever is under way."""
         self._stream.abort()
 
+    def _identify(self, admission: Admission) -> Admission:
+        """Let a request in whose caller may send it, or return what refuses it."""
+        guard = self._shared.guard
+        if guard is None or not admission.scope:
+            return admission
+        if self._peer is None:
+            self._peer = self._stream.peer
+        try:
+            self._caller = caller = guard.admit(admission.head.fields, admission.scope, self._peer)
+        except BadRequest as error:
+            return admission._replace(refusal=error_answer(error), task=None, stream=None)
+        self._name = caller.name
+        return admission
+
+    def _dismiss(self) -> None:
+        """The caller's request is answered, or will not be."""
+        caller, self._caller = self._caller, None
+        if caller is not None:
+            caller.release()
+
     def _advance_later(self) -> None:
         self._scheduled = False
         self._advance()
@@ -230,6 +273,7 @@ class Connection:
             admission.task,
             body,
             route=admission.route,
+            caller=self._name,
             done=partial(self._finish, admission, started),
         )
 
@@ -244,6 +288,9 @@ class Connection:
         head = admission.head
         reader = self._reader
         reader.release()
+        self._dismiss()
+        if admission.fields:
+            answer = answer._replace(fields=answer.fields + admission.fields)
         keep_alive = head.keep_alive and not reader.dead and not shared.draining
         now = time.perf_counter()
         shared.metrics.observe(admission.route, answer.status, now - started)
@@ -282,6 +329,7 @@ class Connection:
         """
         self._closing = True
         self._reader.release()
+        self._dismiss()
         if not unread:
             self._stream.close()
             return

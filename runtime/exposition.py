@@ -63,6 +63,7 @@ GRPC_CODES = (
 _COUNTED = {
     "rejected": "Requests refused before they reached the model, by reason.",
     "captured": "Requests kept as encrypted samples.",
+    "tls_handshakes_failed": "Clients that TLS could not be agreed on with, by OpenSSL's reason.",
     "overflow": "Events whose labels were too many to be kept apart.",
 }
 # Read again at most so often, whoever asks: a sensor on a slow bus takes a millisecond.
@@ -215,6 +216,13 @@ class Exposition:
         if metrics.sequences is not None:
             page.single(
                 "edgepack_sequences", "gauge", "Sequences whose state is kept.", metrics.sequences
+            )
+        if metrics.certificate_not_after is not None:
+            page.single(
+                "edgepack_tls_certificate_not_after_seconds",
+                "gauge",
+                "When the server's TLS certificate ends, in seconds since 1970.",
+                metrics.certificate_not_after,
             )
         last = ""
         for (name, labels), count in sorted(metrics.counters.items()):

@@ -32,6 +32,7 @@ class Admission(NamedTuple):
         task: The same in parts, where it asks the model and may take time worth a thread.
         stream: A task whose answers are sent one by one, each an event.
         scope: What a caller's key must allow; empty where none is needed.
+        fields: Header lines for the answer, whichever it will be.
     """
 
     head: Head
@@ -42,6 +43,7 @@ class Admission(NamedTuple):
     task: Optional[Task] = None
     stream: Any = None
     scope: str = ""
+    fields: bytes = b""
 
 
 class BodyBudget:
@@ -77,6 +79,10 @@ class Admissions:
         self._memo: Dict[bytes, Admission] = {}
         self.get = self._memo.get
 
+    def admit(self, head: Head) -> Admission:
+        """Return the admission of a head that came in another form than HTTP/1.1's."""
+        return self._admit(head)
+
     def decide(self, block: bytes) -> Admission:
         """Return the admission of a head, which still has its final empty line.
 
@@ -94,6 +100,11 @@ class Admissions:
 class RequestReader:
     """One connection's incoming side: `feed` bytes, then `next` until it returns None.
 
+    Args:
+        admissions: Shared with other connections.
+        budget: Shared with other connections.
+        gate: Asked once for every request, when its head is there; may refuse it.
+
     Attributes:
         stage: IDLE between requests, IN_HEAD or IN_BODY; what a timeout depends on.
         wants_continue: The client waits for `100 Continue`; whoever sends it resets this.
@@ -106,6 +117,7 @@ class RequestReader:
         "_budget",
         "_buffer",
         "_chunks",
+        "_gate",
         "_parts",
         "_taken",
         "dead",
@@ -113,8 +125,14 @@ class RequestReader:
         "wants_continue",
     )  # fmt: skip
 
-    def __init__(self, admissions: Admissions, budget: BodyBudget) -> None:
+    def __init__(
+        self,
+        admissions: Admissions,
+        budget: BodyBudget,
+        gate: Optional[Callable[[Admission], Admission]] = None,
+    ) -> None:
         self._admissions = admissions
+        self._gate = gate
         self._budget = budget
         self._buffer = b""  # bytes not yet understood; never longer than one head and one read
         self._admission: Optional[Admission] = None
@@ -170,6 +188,8 @@ class RequestReader:
             end += 4
             block = buffer[:end]
             admission = self._admissions.get(block) or self._admissions.decide(block)
+            if self._gate is not None:
+                admission = self._gate(admission)
             length = admission.head.length
             if length is not None and len(buffer) - end >= length and not self._refuses(admission):
                 # the usual case: head and body came together

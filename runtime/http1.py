@@ -259,5 +259,7 @@ def wire(answer: Answer, *, keep_alive: bool, minor: int, with_body: bool) -> by
         connection = b"Connection: close\r\n"
     elif minor == 0:
         connection = b"Connection: keep-alive\r\n"
+    if status == 204:  # has no length (RFC 9110, section 8.6)
+        return b"%s%s%s\r\n" % (_START[status], fields, connection)
     head = b"%s%s%sContent-Length: %d\r\n\r\n" % (_START[status], fields, connection, len(body))
     return head + body if with_body else head

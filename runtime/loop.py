@@ -181,6 +181,15 @@ class Stream:
         self._protocol = protocol
 
     @property
+    def peer(self) -> str:
+        """The other end's address; empty where it has none, or has gone."""
+        try:
+            name = self._socket.getpeername()
+        except OSError:
+            return ""
+        return str(name[0]) if isinstance(name, tuple) else ""
+
+    @property
     def unsent(self) -> int:
         """Bytes that wait for the peer."""
         return len(self._out)

@@ -60,6 +60,7 @@ class Metrics:
         connections: Open connections.
         refused_connections: Connections turned away because there were too many.
         sequences: Sequences whose state is kept; None for a model without.
+        certificate_not_after: When the TLS certificate ends, in seconds since 1970.
         http: Histograms of seconds by route, status and method.
         grpc: Histograms of seconds by method and status code.
         queue: Seconds that requests waited for a worker.
@@ -79,6 +80,7 @@ class Metrics:
         self.connections = 0
         self.refused_connections = 0
         self.sequences: Optional[int] = None
+        self.certificate_not_after: Optional[float] = None
         self.http: Dict[Tuple[str, int, str], Histogram] = {}
         self.grpc: Dict[Tuple[str, int], Histogram] = {}
         self.queue = Histogram()

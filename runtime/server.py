@@ -9,9 +9,10 @@ import signal
 import socket
 import sys
 import threading
-from typing import Callable, Iterator, Optional
+from functools import partial
+from typing import TYPE_CHECKING, Callable, Iterator, Optional, Tuple
 
-from .access import Access
+from .access import Access, check_exposure
 from .app import PAGE_ROUTES, App, error_answer
 from .connection import Connection, Shared
 from .errors import BadRequest, InputOutputFault, UsageFault
@@ -20,6 +21,9 @@ from .http1 import Head
 from .loop import Listener, Loop, Stream
 from .options import ServeOptions
 from .scheduling import Scheduler
+
+if TYPE_CHECKING:
+    from .closed.door import Door
 
 TICK_S = 0.5
 DRAIN_S = 30.0
@@ -76,11 +80,15 @@ class Server:
         self._app = app
         if not options.page:
             app.leave_out(PAGE_ROUTES)
-        self._access = Access(host)
+        check_exposure(options)
+        self._options = options
+        self._door = open_door(app, options)
+        self._access = make_access(options, self._door)
         self._socket = listen(host, options.port)
         address = self._socket.getsockname()
         name = "[%s]" % host if ":" in host else host
-        self.url = "http://%s:%d" % (name, address[1])
+        has_tls = self._door is not None and self._door.has_tls
+        self.url = "%s://%s:%d" % ("https" if has_tls else "http", name, address[1])
         limits = app.limits
         budget = max(_MIN_BODY_BUDGET_BYTES, 4 * (limits.json_bytes + limits.binary_bytes))
         self._loop = loop = Loop()
@@ -92,15 +100,19 @@ class Server:
             budget=BodyBudget(budget),
             scheduler=self._scheduler,
             max_connections=limits.connections,
-            http2=_serve_http2 if app.manifest.get("server", {}).get("grpc") else None,
+            http2=_serve_http2 if _has_grpc(app) else None,
+            guard=None if self._door is None else self._door.guard,
         )
+        if self._door is not None and has_tls:
+            self._shared.open_stream = partial(self._door.wrap, loop)
+        self._shared.check = self._access.check
         self._stopping = False
         self._give_up_at = 0.0
 
     def run(self, ready: Callable[[str], None]) -> None:
         """Serve until `stop` or, in the main thread, a signal."""
         loop, shared = self._loop, self._shared
-        listener = Listener(loop, self._socket, lambda connected: Connection(shared, connected))
+        listener = Listener(loop, self._socket, self._accept)
         try:
             with self._signals():
                 self._app.ready = True
@@ -124,6 +136,16 @@ class Server:
         """Begin to drain; asked a second time, wait no longer. May be called by any thread."""
         self._loop.from_thread(self._begin_stop)
 
+    def _accept(self, connected: socket.socket) -> None:
+        try:
+            Connection(self._shared, connected)
+        except OSError:
+            connected.close()  # the client has gone before TLS began
+
+    def _reload(self) -> None:
+        if self._door is not None:
+            self._door.reload()
+
     def _begin_stop(self) -> None:
         if self._stopping:
             self._give_up_at = 0.0
@@ -141,6 +163,12 @@ class Server:
             self._app.inference.sequences.sweep()
         if not self._stopping:
             listener.resume()
+        if self._door is not None:
+            before = self._door.names
+            self._door.look()
+            if self._door.names != before:
+                self._access = make_access(self._options, self._door)
+                self._shared.check = self._access.check
 
     def _admit(self, head: Head) -> Admission:
         try:
@@ -148,21 +176,55 @@ class Server:
         except BadRequest as error:
             answer = error_answer(error)
             return Admission(head, "refused", lambda _: answer, 0, answer)
-        return self._app.admit(head)
+        preflight = self._access.answer_preflight(head)
+        if preflight is None:
+            admission = self._app.admit(head)
+        else:
+            allowed = preflight
+            admission = Admission(head, "preflight", lambda _: allowed, 0)
+        fields = self._access.cors_fields(head)
+        return admission._replace(fields=fields) if fields else admission
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
-        """Stop on SIGTERM and SIGINT; only a process's main thread can hear them."""
+        """Stop on SIGTERM and SIGINT, read files again on SIGHUP.
+
+        Only a process's main thread can hear them.
+        """
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        numbers = (signal.SIGTERM, signal.SIGINT)
+        numbers: Tuple[signal.Signals, ...] = (signal.SIGTERM, signal.SIGINT)
         before = [signal.signal(number, lambda *_: self.stop()) for number in numbers]
+        if self._door is not None:
+            numbers += (signal.SIGHUP,)
+            again = signal.signal(signal.SIGHUP, lambda *_: self._loop.from_thread(self._reload))
+            before.append(again)
         try:
             yield
         finally:
             for number, handler in zip(numbers, before):  # noqa: B905 - not in CPython 3.8
                 signal.signal(number, handler)
+
+
+def open_door(app: App, options: ServeOptions) -> Optional[Door]:
+    """Return what closes the server as the options ask; None where it is open."""
+    if not (options.tls_cert or options.tls_key or options.tls_client_ca or options.keys):
+        return None
+    from .closed.door import Door  # a server on loopback alone needs neither it nor `ssl`
+
+    return Door(options, app.metrics, http2=_has_grpc(app))
+
+
+def make_access(options: ServeOptions, door: Optional[Door]) -> Access:
+    """Return the checks of `Host` and `Origin`."""
+    names = options.names + (door.names if door is not None else ())
+    secure = door is not None and door.has_tls
+    return Access(options.host, names=names, origins=options.allow_origins, secure=secure)
+
+
+def _has_grpc(app: App) -> bool:
+    return bool(app.manifest.get("server", {}).get("grpc"))
 
 
 def make_scheduler(app: App, loop: Loop, options: ServeOptions) -> Scheduler:
