@@ -4,7 +4,7 @@ const id = (name) => document.getElementById(name);
 const SIZES = {
   BOOL: 1, INT8: 1, UINT8: 1, INT16: 2, UINT16: 2, FP16: 2, BF16: 2, INT32: 4, UINT32: 4, FP32: 4, INT64: 8, UINT64: 8, FP64: 8,
 };
-const MOST_FIELDS = 24, MOST_TYPED = 4096, MOST_ROWS = 30, MOST_COLUMNS = 20, MOST_RAW = 20000, TOP = 5, PREVIEW = 640;
+const MOST_FIELDS = 24, MOST_TYPED = 2048, MOST_ROWS = 30, MOST_COLUMNS = 20, MOST_RAW = 20000, TOP = 5, PREVIEW = 640;
 const IN_WORDS = {
   401: "This server asks for an API key", 403: "This is not allowed here", 404: "The server does not know this",
   408: "The request did not arrive in time", 413: "The request is too large", 415: "The server does not read this kind of file",
@@ -112,7 +112,8 @@ const largeAnswer = () => model.outputs.some((spec) => spec.dtype !== "string" &
 
 const infer = async (tensors) => {
   const total = tensors.reduce((sum, tensor) => sum + tensor.data.length, 0);
-  const binary = total > MOST_TYPED && tensors.every((tensor) => tensor.datatype !== "BYTES");
+  // photos always in binary; a few numbers as JSON, which `curl` can repeat
+  const binary = (total > MOST_TYPED || tensors.some((tensor) => tensor.data instanceof Uint8Array)) && tensors.every((tensor) => tensor.datatype !== "BYTES");
   const path = model.base + "/infer";
   const request = { inputs: tensors.map(({ name, shape, datatype }) => ({ name, shape, datatype })) };
   if (largeAnswer()) request.parameters = { binary_data_output: true };
@@ -280,7 +281,7 @@ const photo = (spec) => {
   const canvas = make("canvas", { hidden: true });
   canvas.setAttribute("role", "img");
   const show = (boxes = []) => {
-    const ratio = Math.min(1, PREVIEW / bitmap.width), pen = canvas.getContext("2d");
+    const ratio = Math.min(PREVIEW / bitmap.width, Math.max(1, Math.floor(PREVIEW / 4 / bitmap.width))), pen = canvas.getContext("2d");
     [canvas.width, canvas.height, canvas.hidden] = [Math.max(1, bitmap.width * ratio), Math.max(1, bitmap.height * ratio), false];
     canvas.setAttribute("aria-label", `${clean(file?.name ?? "random pixels")}, ${bitmap.width} × ${bitmap.height}` + (boxes.length ? `, with ${plural(boxes.length, "box").replace("boxs", "boxes")}` : ""));
     pen.drawImage(bitmap, 0, 0, canvas.width, canvas.height);
