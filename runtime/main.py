@@ -1,4 +1,4 @@
-"""The device's command line: serve, predict, verify, detect, unpack, bench."""
+"""The device's command line: serve, predict, verify, detect, unpack, bench, captures."""
 
 from __future__ import annotations
 
@@ -104,6 +104,21 @@ COMMANDS: Dict[str, Command] = {
             _JSON,
         ),
     ),
+    "captures": Command(
+        "list, export, drift, delete or verify what a server has kept here",
+        (
+            Option(("--dir",), "DIR", "where it is; by default $STATE_DIRECTORY"),
+            Option(("--capture-key",), "FILE", "the key that it is encrypted with"),
+            Option(("--before",), "DATE", "delete: all from before, as 2026-01-31"),
+            Option(("--request",), "ID", "delete: the requests of this id"),
+            Option(("--expired",), "", "delete: what has been kept for its time", default=False),
+            Option(("--all",), "", "delete: everything", default=False),
+            Option(("-o", "--output"), "FILE", "export: the .npz to write"),
+            Option(("--outputs",), "", "export: the answers too", default=False),
+            _JSON,
+        ),
+        operand="ACTION",
+    ),
     "build-engine": Command(
         "build the engine of a request, in this process", operand="REQUEST FOLDER", hidden=True
     ),
@@ -143,14 +158,18 @@ def main(argv: Sequence[str], root: Optional[str]) -> int:
     except OSError as fault:
         where = "`%s`: " % fault.filename if fault.filename else ""
         return _explain(where + (fault.strerror or str(fault)).lower(), None, 10)
-    except Exception:  # noqa: BLE001 - the last border: our own bug, kept in a file
-        return _explain("this is a bug in edgepack", _keep_traceback(), 70)
+    except Exception as fault:  # noqa: BLE001 - the last border: our own bug, kept in a file
+        return _explain("this is a bug in edgepack", _keep_traceback(fault), 70)
     return 0
 
 
 def serve(root: Optional[str], values: Dict[str, Any]) -> None:
     """Serve the release until told to stop."""
     from .release import open_release
+    from .secrecy import forbid_core_files, hush_interpreter
+
+    forbid_core_files()
+    hush_interpreter()
 
     path = _need(root)
     opened = _Aside(lambda: open_release(path, True))
@@ -164,10 +183,18 @@ def serve(root: Optional[str], values: Dict[str, Any]) -> None:
         _check_device(release)
         _tell_engine(release.manifest)
         engine = open_engine(release, values["threads"], serving=True, retune=values["retune"])
+        watch = None
         try:
-            listen(load_app(release, engine), serve_options(values))
+            app, options = load_app(release, engine), serve_options(values)
+            if release.manifest.get("privacy"):
+                from .privacy.watching import Watch
+
+                watch = Watch(release, app.inference, options, app.metrics)
+            listen(app, options)
         finally:
             engine.close()
+            if watch is not None:
+                watch.close()
 
 
 def predict(root: Optional[str], values: Dict[str, Any]) -> None:
@@ -239,6 +266,16 @@ def bench(root: Optional[str], values: Dict[str, Any]) -> None:
     _show(result, ["%-18s %s" % (key, result[key]) for key in result], values)
 
 
+def captures(root: Optional[str], values: Dict[str, Any]) -> None:
+    """Look after what a server has kept of its requests."""
+    try:
+        from .privacy.command import run_captures
+    except ModuleNotFoundError as fault:
+        raise UsageFault("this bundle keeps no requests", "`[privacy]` in its recipe") from fault
+    result, lines = run_captures(values)
+    _show(result, lines, values)
+
+
 def build_engine(root: Optional[str], values: Dict[str, Any]) -> None:
     """Build an engine; its caller reads what this says as JSON lines."""
     try:
@@ -255,6 +292,7 @@ _RUN: Dict[str, Callable[[Optional[str], Dict[str, Any]], None]] = {
     "detect": detect,
     "unpack": unpack,
     "bench": bench,
+    "captures": captures,
     "build-engine": build_engine,
 }
 
@@ -335,11 +373,12 @@ def _explain(message: str, hint: Optional[str], code: int) -> int:
     return code
 
 
-def _keep_traceback() -> Optional[str]:
+def _keep_traceback(error: BaseException) -> Optional[str]:
     import tempfile
-    import traceback
 
-    text = traceback.format_exc()
+    from .secrecy import bare_traceback
+
+    text = bare_traceback(error)
     try:
         descriptor, path = tempfile.mkstemp(prefix="edgepack-", suffix=".log")
         with os.fdopen(descriptor, "w", encoding="utf-8", errors="replace") as stream:
