@@ -12,6 +12,7 @@ import packager
 from packager.bundle.archive import Entry, write_archive
 from packager.bundle.render import render_server
 from packager.bundle.results import make_readable
+from packager.bundle.sequence import sequence_fields
 from packager.bundle.serving import runtime_packages, serving_fields
 from packager.errors import InputOutputError
 from packager.manifest import FORMAT
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from packager.bundle.golden import Golden
     from packager.bundle.library import FetchedLibrary
     from packager.data import Samples
-    from packager.recipe import Recipe
+    from packager.recipe import ImageInput, Recipe
     from packager.target import Target
 
 _LIBRARY: Final = "lib/libonnxruntime.so"
@@ -79,7 +80,8 @@ def assemble(
         vendor: NVIDIA's files, where the user wants them carried.
 
     Raises:
-        UsageError: a name, version or labels file that cannot be.
+        UsageError: a name, version, labels file or state that cannot be.
+        ModelUnsupported: the model's state does not go round.
         InputOutputError: something cannot be read or written.
     """
     name, version = check_name(recipe.name), check_version(recipe.version)
@@ -113,12 +115,13 @@ def assemble(
             "calibration": {"kind": calibration.kind, "samples": len(calibration)}
             if calibration is not None
             else None,
-            "images": {key: {"size": list(image.size)} for key, image in recipe.images.items()},
+            "images": {key: _image(image) for key, image in recipe.images.items()},
             **readable.fields,
             **_decoding(recipe),
         },
         "golden": golden.table,
         **serving_fields(recipe, batch_rows=batch_rows),
+        **_sequences(artifact, recipe, target),
     }
     entries = [
         *(
@@ -184,6 +187,19 @@ def _parts(artifact: Artifact, core: str) -> dict[str, tuple[str, Path]]:
     return found
 
 
+def _sequences(artifact: Artifact, recipe: Recipe, target: Target) -> dict[str, Any]:
+    if recipe.sequences is None:
+        return {}
+    return {
+        "sequences": sequence_fields(
+            recipe.sequences,
+            path=artifact.path,
+            signature=artifact.signature,
+            memory_mib=target.memory_mib,
+        )
+    }
+
+
 def _tensorrt(artifact: Artifact) -> dict[str, Any]:
     if artifact.tensorrt is None:
         return {}
@@ -204,6 +220,16 @@ def _runtime(packages: Sequence[str]) -> list[Entry]:
         Entry(path=f"runtime/{path.relative_to(folder).as_posix()}", source=path)
         for path in sorted(found)
     ]
+
+
+def _image(image: ImageInput) -> dict[str, Any]:
+    """Return what leads from a place in what the model gets back to the photo."""
+    found: dict[str, Any] = {"size": list(image.size)}
+    if image.letterbox:
+        found["letterbox"] = True
+    elif image.resize is not None:
+        found["resize"] = image.resize
+    return found
 
 
 def _decoding(recipe: Recipe) -> dict[str, Any]:

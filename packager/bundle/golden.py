@@ -181,12 +181,13 @@ def _run(
     try:
         session = open_session(path, 1)
         got = session.run([spec.name for spec in outputs], dict(feeds))
-    except _runtime_errors() as fault:
+    except runtime_errors() as fault:
         raise ModelUnsupported(f"`{path.name}` does not run on a golden sample: {fault}") from fault
     return list(got)
 
 
-def _runtime_errors() -> tuple[type[Exception], ...]:
+def runtime_errors() -> tuple[type[Exception], ...]:
+    """Return what ONNX Runtime raises for a model that does not load or run."""
     from onnxruntime.capi import onnxruntime_pybind11_state as state
 
     return (

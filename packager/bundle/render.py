@@ -10,13 +10,15 @@ from typing import TYPE_CHECKING, Any, Final
 
 from packager.bundle.openapi import openapi_values
 from packager.bundle.page import page_values
-from packager.model import Signature
+from packager.bundle.sequence import client_signature
 from packager.resources import data_dir
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     import jinja2
+
+    from packager.model import Signature
 
 # What tensors may have where the signature sets no limit; the runtime's own default is the same.
 UNBOUNDED_BYTES: Final = 16 << 20
@@ -54,7 +56,7 @@ def render_server(manifest: Mapping[str, Any]) -> dict[str, bytes]:
     Args:
         manifest: The manifest's fields; `files` and `golden` are not looked at.
     """
-    signature = Signature.from_json(manifest["model"]["signature"])
+    signature = client_signature(manifest)
     server = manifest["server"]
     major, minor = manifest["target"]["python"].split(".")[:2]
     rendered = {

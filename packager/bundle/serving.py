@@ -15,7 +15,7 @@ def serving_fields(recipe: Recipe, *, batch_rows: int = 0) -> dict[str, Any]:
     """Return what the manifest says of serving: `server`, and what was asked for besides.
 
     Args:
-        recipe: Its tables `server`, `sequences` and `privacy`.
+        recipe: Its tables `server` and `privacy`; `sequence.sequence_fields` has the state's.
         batch_rows: The most rows of requests that are joined; 0: none are.
     """
     server = recipe.server
@@ -35,11 +35,6 @@ def serving_fields(recipe: Recipe, *, batch_rows: int = 0) -> dict[str, Any]:
             else None,
         }
     }
-    if recipe.sequences is not None:
-        fields["sequences"] = {
-            **dataclasses.asdict(recipe.sequences),
-            "state": dict(recipe.sequences.state),
-        }
     if recipe.privacy is not None:
         fields["privacy"] = {
             **dataclasses.asdict(recipe.privacy),

@@ -146,6 +146,8 @@ def _plain(cls: type[Any], table: Any, where: str, origin: str, folder: Path) ->
         _check_image(made, where, origin)
     if isinstance(made, Server):
         _check_server(made, where, origin)
+    if isinstance(made, Sequences):
+        _check_sequences(made, where, origin)
     for name in ("mean", "std"):
         if isinstance(made, ColumnsInput) and len(getattr(made, name)) not in {0, len(made.names)}:
             raise UsageError(f"`{origin}`: `{where}{name}` must have one number per column")
@@ -181,6 +183,24 @@ def _check_server(server: Server, where: str, origin: str) -> None:
         value = getattr(server, name)
         if value is not None and value < lowest:
             raise UsageError(f"`{origin}`: `{where}{name}` must be at least {lowest}")
+
+
+def _check_sequences(sequences: Sequences, where: str, origin: str) -> None:
+    if not sequences.state:
+        raise UsageError(
+            f"`{origin}`: `{where}state` names no state",
+            hint='an input by the output that feeds it: `state = { h_in = "h_out" }`',
+        )
+    for name, lowest in (("max_sequences", 1), ("chunk", 0)):
+        if getattr(sequences, name) < lowest:
+            raise UsageError(f"`{origin}`: `{where}{name}` must be at least {lowest}")
+    if sequences.axis is not None and sequences.axis < 0:
+        raise UsageError(f"`{origin}`: `{where}axis` counts from 0")
+    if (sequences.axis is None) != (sequences.chunk == 0):
+        raise UsageError(
+            f"`{origin}`: `{where}axis` and `{where}chunk` need each other",
+            hint="`axis = 1` and `chunk = 16` cut a streamed request into pieces of 16",
+        )
 
 
 def _check_image(image: ImageInput, where: str, origin: str) -> None:
