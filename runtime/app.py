@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from functools import partial
 from typing import Any, Callable, Dict, Mapping, NamedTuple, Optional, Sequence, Tuple, Union
 
@@ -14,6 +13,7 @@ from .framing import Admission
 from .http1 import JSON_TYPE, Answer, Head
 from .inference import InferenceProtocol
 from .jsontext import dumps
+from .logs import log
 from .metrics import CONTENT_TYPE, Metrics
 from .plain import PlainProtocol
 from .scheduling import Task, perform
@@ -384,19 +384,10 @@ def blame(error: Exception) -> BadRequest:
         return error
     if isinstance(error, MemoryError):
         return BadRequest("there is not enough memory for this request", 503)
-    _report(error)
+    log.failure(error)
     return BadRequest(
         "the model failed" if isinstance(error, ModelFault) else "internal error", 500
     )
-
-
-def _report(error: Exception) -> None:
-    """Write where it happened, without messages: they could hold parts of a request."""
-    import traceback
-
-    frames = traceback.extract_tb(error.__traceback__)[-3:]
-    where = " < ".join("%s:%s" % (frame.name, frame.lineno) for frame in reversed(frames))
-    print("error: %s in %s" % (type(error).__name__, where), file=sys.stderr, flush=True)
 
 
 def _unquote(path: str) -> str:

@@ -10,6 +10,7 @@ from .app import error_answer, fault_answer
 from .errors import BadRequest
 from .framing import IDLE, IN_BODY, IN_HEAD, Admission, Admissions, Body, BodyBudget, RequestReader
 from .http1 import CONTINUE, Answer, Head, wire
+from .logs import log
 from .loop import Loop, Stream
 
 if TYPE_CHECKING:
@@ -112,6 +113,7 @@ class Connection:
         surplus = len(shared.connections) - shared.max_connections
         if surplus > 0:
             shared.metrics.refused_connections += 1
+            log.event("too_many_connections", "warning")
             if surplus > MAX_TURNED_AWAY:
                 self.abort()
             else:
@@ -293,7 +295,9 @@ class Connection:
             answer = answer._replace(fields=answer.fields + admission.fields)
         keep_alive = head.keep_alive and not reader.dead and not shared.draining
         now = time.perf_counter()
-        shared.metrics.observe(admission.route, answer.status, now - started)
+        shared.metrics.observe(admission.route, answer.status, now - started, head.method)
+        if log.has_access or "traceparent" in head.fields:
+            answer = self._told(admission, answer, now - started)
         self.deadline = shared.loop.time() + IDLE_TIMEOUT_S
         self._stream.write(
             wire(
@@ -315,9 +319,18 @@ class Connection:
             self._paused = False
             self._stream.resume_reading()
 
+    def _told(self, admission: Admission, answer: Answer, seconds: float) -> Answer:
+        """Return the answer with its trace, once the log knows of it."""
+        from .requestlog import tell
+
+        times = None if admission.task is None else self._shared.scheduler.times
+        return tell(admission, answer, seconds=seconds, caller=self._name, times=times)
+
     def _fail(self, error: BadRequest) -> None:
         """Answer what cannot be understood, and close: the stream makes no sense from here on."""
         self._shared.metrics.observe("malformed", error.status, 0.0)
+        if log.has_access:
+            log.access(protocol="HTTP/1.1", route="malformed", status=error.status)
         answer = error_answer(error)
         self._stream.write(wire(answer, keep_alive=False, minor=1, with_body=True))
         self._close(unread=True)

@@ -154,6 +154,8 @@ class Exposition:
         metrics = self._metrics
         labels = {"model": model.get("name", ""), "version": model.get("version", "")}
         succeeded, failed, seconds = self._outcomes()
+        # an execution that joined no requests is one inference
+        inferences = metrics.batch.total + max(0, metrics.compute.count - metrics.batch.count)
         page.family("nv_inference_request_success", "counter", "Inference requests answered.")
         page.sample("nv_inference_request_success", labels, succeeded)
         page.family("nv_inference_request_failure", "counter", "Inference requests that failed.")
@@ -162,7 +164,7 @@ class Exposition:
                 "nv_inference_request_failure", {**labels, "reason": reason}, failed[reason]
             )
         for name, kind, meaning, value in (
-            ("count", "counter", "Rows inferred.", metrics.batch.total),
+            ("count", "counter", "Inferences: rows of batches, other requests.", inferences),
             ("exec_count", "counter", "Executions of the model.", metrics.compute.count),
             ("request_duration_us", "counter", "Time of answered requests.", seconds * 1e6),
             ("queue_duration_us", "counter", "Time in the queue.", metrics.queue.total * 1e6),
@@ -172,7 +174,7 @@ class Exposition:
                 "Time in the model.",
                 metrics.compute.total * 1e6,
             ),
-            ("pending_request_count", "gauge", "Requests in the queue.", metrics.pending),
+            ("pending_request_count", "gauge", "Requests in the queue.", metrics.pending()),
         ):
             page.family("nv_inference_" + name, kind, meaning)
             page.sample("nv_inference_" + name, labels, int(value))

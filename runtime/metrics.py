@@ -56,7 +56,7 @@ class Metrics:
 
     Attributes:
         in_flight: Requests being answered.
-        pending: Requests that wait for a worker.
+        pending: Returns how many requests wait for a worker.
         connections: Open connections.
         refused_connections: Connections turned away because there were too many.
         sequences: Sequences whose state is kept; None for a model without.
@@ -76,7 +76,7 @@ class Metrics:
         engine: Optional[Callable[[], Mapping[str, Any]]] = None,
     ) -> None:
         self.in_flight = 0
-        self.pending = 0
+        self.pending: Callable[[], int] = lambda: 0
         self.connections = 0
         self.refused_connections = 0
         self.sequences: Optional[int] = None

@@ -61,7 +61,9 @@ def perform(task: Task, body: Body, caller: str = "") -> Any:
 class Job:
     """One request on its way; `cancel` it when its client has gone."""
 
-    __slots__ = ("body", "caller", "cancelled", "deadline", "done", "route", "since", "task")
+    __slots__ = (
+        "body", "caller", "cancelled", "deadline", "done", "route", "since", "task", "waited_s",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -81,6 +83,7 @@ class Job:
         self.deadline = deadline
         self.caller = caller
         self.since = since
+        self.waited_s = 0.0
         self.cancelled = False
 
     def cancel(self) -> None:
@@ -119,6 +122,10 @@ class Scheduler:
         metrics: Told of waiting, computing and turning away.
         batching: Joins requests that wait; None where the model gains nothing from it.
         deadline_s: A request that waited longer is not begun; None for no limit.
+
+    Attributes:
+        times: Seconds in the queue and in the model, -1 where it did not run, of the request
+            whose `done` is being called.
     """
 
     def __init__(
@@ -142,6 +149,7 @@ class Scheduler:
         self._work_s = INLINE_S  # a running mean of what a thread takes, for `Retry-After`
         self._gathered: Deque[Tuple[Job, Any, Any]] = deque()  # decoded, waiting for a batch
         self._batches = 0  # under way
+        self.times = (0.0, -1.0)
         self._summoned = False
 
     @property
@@ -215,6 +223,7 @@ class Scheduler:
         metrics, clock = self._metrics, time.perf_counter
         metrics.in_flight += 1
         started = clock()
+        self.times = (0.0, -1.0)
         try:
             request = task.decode(body)
             before = clock()
@@ -222,6 +231,8 @@ class Scheduler:
             after = clock()
             answer = task.encode(request, results)
             metrics.observe_compute(after - before)
+            metrics.observe_queue(0.0)
+            self.times = (0.0, after - before)
         except Exception as error:  # noqa: BLE001 - one request must not stop the server
             answer = task.fail(error)
         metrics.in_flight -= 1
@@ -255,6 +266,7 @@ class Scheduler:
         if result is None:
             return
         answer, waited_s, compute_s, cpu_s = result
+        self.times = (waited_s, compute_s)
         metrics.observe_queue(waited_s)
         if compute_s >= 0:
             metrics.observe_compute(compute_s)
@@ -324,7 +336,8 @@ class Scheduler:
                 left.append((job, request, key))
         self._gathered = left
         for job, _ in taken:
-            self._metrics.observe_queue(now - job.since)
+            job.waited_s = now - job.since
+            self._metrics.observe_queue(job.waited_s)
         if taken:
             self._metrics.observe_batch(rows)
         return taken
@@ -351,6 +364,7 @@ class Scheduler:
             self._metrics.in_flight -= 1
             if job.cancelled:
                 continue
+            self.times = (job.waited_s, compute_s)
             job.done(_encoded(job.task, request, result))
 
 

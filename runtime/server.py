@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import errno
 import gc
+import os
 import signal
 import socket
-import sys
 import threading
 from functools import partial
 from typing import TYPE_CHECKING, Callable, Iterator, Optional, Tuple
@@ -18,12 +18,14 @@ from .connection import Connection, Shared
 from .errors import BadRequest, InputOutputFault, UsageFault
 from .framing import Admission, Admissions, BodyBudget
 from .http1 import Head
+from .logs import log
 from .loop import Listener, Loop, Stream
 from .options import ServeOptions
 from .scheduling import Scheduler
 
 if TYPE_CHECKING:
     from .closed.door import Door
+    from .systemd import Notifier
 
 TICK_S = 0.5
 DRAIN_S = 30.0
@@ -52,6 +54,8 @@ def serve(
         UsageFault: an address or port that cannot be.
         InputOutputFault: the port is in use or not allowed.
     """
+    options = options or ServeOptions()
+    log.configure(form=options.log, access=options.access_log)
     server = Server(app, options)
     # What was made until now lives as long as the process: no collection has to walk over it.
     gc.collect()
@@ -60,7 +64,7 @@ def serve(
 
 
 def _announce(url: str) -> None:
-    print("ready on %s" % url, file=sys.stderr, flush=True)
+    log.event("ready", url=url)
 
 
 class Server:
@@ -76,6 +80,10 @@ class Server:
 
     def __init__(self, app: App, options: Optional[ServeOptions] = None) -> None:
         options = options or ServeOptions()
+        handed = _handed_socket()
+        if handed is not None:
+            host, port = handed.getsockname()[:2]
+            options = options._replace(host=host, port=port)
         host = options.host
         self._app = app
         if not options.page:
@@ -84,7 +92,7 @@ class Server:
         self._options = options
         self._door = open_door(app, options)
         self._access = make_access(options, self._door)
-        self._socket = listen(host, options.port)
+        self._socket = handed or listen(host, options.port)
         address = self._socket.getsockname()
         name = "[%s]" % host if ":" in host else host
         has_tls = self._door is not None and self._door.has_tls
@@ -106,6 +114,8 @@ class Server:
         if self._door is not None and has_tls:
             self._shared.open_stream = partial(self._door.wrap, loop)
         self._shared.check = self._access.check
+        app.metrics.pending = lambda: self._scheduler.pending
+        self._notifier = _notifier()
         self._stopping = False
         self._give_up_at = 0.0
 
@@ -117,8 +127,13 @@ class Server:
             with self._signals():
                 self._app.ready = True
                 ready(self.url)
+                if self._notifier is not None:
+                    self._notifier.ready("serving %s on %s" % (self._app.name, self.url))
                 loop.run(lambda: self._stopping, lambda: self._tick(listener), TICK_S)
                 self._app.ready = False
+                log.event("drain")
+                if self._notifier is not None:
+                    self._notifier.stopping()
                 listener.close()
                 shared.draining = True
                 for connection in list(shared.connections):
@@ -143,8 +158,12 @@ class Server:
             connected.close()  # the client has gone before TLS began
 
     def _reload(self) -> None:
+        if self._notifier is not None:
+            self._notifier.reloading()
         if self._door is not None:
             self._door.reload()
+        if self._notifier is not None:
+            self._notifier.ready()
 
     def _begin_stop(self) -> None:
         if self._stopping:
@@ -157,6 +176,8 @@ class Server:
     def _tick(self, listener: Listener) -> None:
         """End connections whose time is up."""
         now = self._loop.time()
+        if self._notifier is not None:
+            self._notifier.feed(now)  # from here, so that a loop that hangs is found out
         for connection in [item for item in self._shared.connections if item.deadline <= now]:
             connection.expire()
         if self._app.inference.sequences is not None:
@@ -221,6 +242,26 @@ def make_access(options: ServeOptions, door: Optional[Door]) -> Access:
     names = options.names + (door.names if door is not None else ())
     secure = door is not None and door.has_tls
     return Access(options.host, names=names, origins=options.allow_origins, secure=secure)
+
+
+def _handed_socket() -> Optional[socket.socket]:
+    """Return the listening socket that a service manager made for us, if it did."""
+    if "LISTEN_FDS" not in os.environ:
+        return None
+    from .systemd import take_sockets
+
+    found = take_sockets()
+    if len(found) > 1:
+        raise UsageFault("%d sockets were handed over where one is served" % len(found))
+    return found[0] if found else None
+
+
+def _notifier() -> Optional[Notifier]:
+    if "NOTIFY_SOCKET" not in os.environ:
+        return None
+    from .systemd import Notifier
+
+    return Notifier()
 
 
 def _has_grpc(app: App) -> bool:

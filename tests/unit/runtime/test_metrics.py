@@ -181,7 +181,7 @@ def test_inference_is_told_in_tritons_words() -> None:
     metrics.observe_compute(0.25)
     metrics.observe_batch(3)
     metrics.observe_batch(8)
-    metrics.pending = 5
+    metrics.pending = lambda: 5
     assert value(metrics, "nv_inference_request_success", **NAMED) == 3
     for reason, count in {"REJECTED": 4, "CANCELED": 1, "BACKEND": 2, "OTHER": 2}.items():
         assert value(metrics, "nv_inference_request_failure", reason=reason, **NAMED) == count
