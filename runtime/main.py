@@ -119,6 +119,19 @@ COMMANDS: Dict[str, Command] = {
         ),
         operand="ACTION",
     ),
+    "new-key": Command(
+        "make an API key for a server's callers, or revoke one",
+        (
+            Option(("--file",), "FILE", "the keys file, made where it is missing"),
+            Option(("--scopes",), "LIST", "of infer, metrics, admin", default="infer"),
+            Option(("--days",), "N", "how long it is good", positive, "a number above 0",
+                   default=90.0),
+            Option(("--rate",), "N", "requests a second", positive, "a number above 0"),
+            Option(("--concurrency",), "N", "requests at once", whole(1, 65536), "1 to 65536"),
+            Option(("--revoke",), "NAME", "take all keys of this name out"),
+        ),
+        operand="NAME?",
+    ),
     "build-engine": Command(
         "build the engine of a request, in this process", operand="REQUEST FOLDER", hidden=True
     ),
@@ -276,6 +289,13 @@ def captures(root: Optional[str], values: Dict[str, Any]) -> None:
     _show(result, lines, values)
 
 
+def new_key(root: Optional[str], values: Dict[str, Any]) -> None:
+    """Make or revoke an API key."""
+    from .closed.newkey import run_new_key
+
+    run_new_key(values)
+
+
 def build_engine(root: Optional[str], values: Dict[str, Any]) -> None:
     """Build an engine; its caller reads what this says as JSON lines."""
     try:
@@ -293,6 +313,7 @@ _RUN: Dict[str, Callable[[Optional[str], Dict[str, Any]], None]] = {
     "unpack": unpack,
     "bench": bench,
     "captures": captures,
+    "new-key": new_key,
     "build-engine": build_engine,
 }
 

@@ -167,9 +167,9 @@ class LiveServer:
 
 
 @contextmanager
-def serving(app: App) -> Iterator[LiveServer]:
+def serving(app: App, options: ServeOptions | None = None) -> Iterator[LiveServer]:
     """Serve in a thread until the block ends, then drain."""
-    server = Server(app, ServeOptions(port=0))
+    server = Server(app, (options or ServeOptions())._replace(port=0))
     up = threading.Event()
     thread = threading.Thread(target=server.run, args=(lambda _: up.set(),))
     thread.start()
