@@ -11,6 +11,7 @@ from typing import Any, Callable, Deque, Dict, Iterable, List, Mapping, Optional
 
 from ..errors import DeviceError
 from . import deletions
+from .deletions import log_bytes
 from .folder import Clock, Folder, State
 from .keys import CaptureKey
 from .records import REQUEST, Record, copy_tensors, pack_record, size_of
@@ -116,13 +117,12 @@ class Capture:
         self._ending = False
         self._segment: Optional[SegmentWriter] = None
         self._segment_wall = self._segment_end = 0.0
-        self._stored_bytes = 0
+        self._stored_bytes = self._log_lines = self._log_bytes = 0
         self._stored_segments = 0
         self._resume_at = self._sync_at = self._expire_at = 0.0
         with folder.locked(LOCK_S):
-            state = finish(folder)
-            self._log_lines = state.deletions
-            self._clock = Clock(state.clock, wall)
+            self._clock = Clock(finish(folder).clock, wall)
+            self._know_log()
             self._expire(self._clock.now())
         self._thread = threading.Thread(target=self._run, name="edgepack-capture", daemon=True)
 
@@ -218,7 +218,7 @@ class Capture:
         if self.stopped and time.monotonic() >= self._resume_at:
             self._expire_at = 0.0
         further = self._also(ending)
-        if batch or further or now >= self._expire_at or ending:
+        if batch or further or now >= self._expire_at or ending or self._log_has_grown():
             with self._folder.locked(LOCK_S):
                 if now >= self._expire_at:
                     self._expire(now)
@@ -285,7 +285,7 @@ class Capture:
         overdue = expired(self._folder, now, self._keep_s)
         if overdue:
             delete(self._folder, overdue, "expired", self._key)
-            self._log_lines = self._folder.state().deletions
+            self._know_log()
         segments = self._folder.segments()
         self._stored_segments = len(segments)
         open_bytes = self._segment.size if self._segment else 0
@@ -300,8 +300,7 @@ class Capture:
 
     def _without_deleted(self, batch: List[Record]) -> List[Record]:
         """Return what nobody has asked to delete while it waited; the lock is held."""
-        lines = self._folder.state().deletions
-        if lines == self._log_lines:
+        if not self._log_has_grown():
             return batch
         stay = batch
         for entry in deletions.read_log(self._folder)[self._log_lines :]:
@@ -318,9 +317,16 @@ class Capture:
                     for key in ("request", "id")
                 )
             ]
-        self._log_lines = lines
+        self._know_log()
         self._drop("deleted", len(batch) - len(stay))
         return stay
+
+    def _log_has_grown(self) -> bool:
+        return log_bytes(self._folder) != self._log_bytes
+
+    def _know_log(self) -> None:
+        self._log_lines = self._folder.state().deletions
+        self._log_bytes = log_bytes(self._folder)
 
     def _fail(self, count: int, reason: str) -> None:
         self._drop("error", count)

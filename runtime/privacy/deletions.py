@@ -75,6 +75,14 @@ def read_log(folder: Folder) -> List[Dict[str, Any]]:
     return found
 
 
+def log_bytes(folder: Folder) -> int:
+    """Return the size of the log, by which somebody who knew it sees that it has grown."""
+    try:
+        return os.stat(folder.file(LOG)).st_size
+    except FileNotFoundError:
+        return 0
+
+
 def faults(folder: Folder, state: State, signing: Optional[bytes]) -> List[str]:
     """Return what is wrong with the log, in sentences; empty where it proves itself."""
     previous = ""

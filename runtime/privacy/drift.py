@@ -26,6 +26,7 @@ MAX_QUEUED = 512
 MAX_PER_S = 50
 WRITE_S = 600.0
 BINS = 20
+_LARGEST = 1e150
 _WIDTHS = {1: "B", 2: "H", 4: "I", 8: "Q"}
 _POWERS = [2.0**power for power in range(-10, 21)]
 EDGES = tuple([-power for power in reversed(_POWERS)] + [0.0] + _POWERS)
@@ -47,7 +48,7 @@ class Summary:
         mean: Of them.
         squares: The sum of squared distances from the mean.
         low, high: Bounds of all, rounded outward to a power of two: no element's own value.
-        strange: Elements that are no finite number.
+        strange: Elements that are no finite number, or too large to be squared.
         bins: Counts by bin.
         classes: How often each class had the best score.
     """
@@ -65,9 +66,10 @@ class Summary:
         self.bins = [0] * (len(edges) + 1)
         self.classes: Dict[int, int] = {}
 
-    def add(self, values: Iterable[Any]) -> None:
+    def add(self, values: Sequence[Any]) -> None:
         """Count some elements."""
-        finite = [float(value) for value in values if math.isfinite(value)]
+        finite = [float(value) for value in values if -_LARGEST < value < _LARGEST]
+        self.strange += len(values) - len(finite)
         if not finite:
             return
         other = Summary(self.edges)
@@ -187,9 +189,7 @@ class Drift:
                 summary = self._block.get(key)
                 if summary is None:
                     summary = self._block[key] = Summary(self._edges.get(key, EDGES))
-                values = unpack(dtype, elements)
-                summary.strange += sum(not math.isfinite(value) for value in values)
-                summary.add(values)
+                summary.add(unpack(dtype, elements))
                 for row in rows:
                     scores = unpack(dtype, row)
                     best = scores.index(max(scores))
