@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from math import prod
 from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
-from .errors import ModelFault
-from .signature import Signature
+from .dtypes import BY_NAME
+from .errors import DeviceError, ModelFault
+from .signature import Signature, TensorSpec
 from .tensor import Tensor
 
 # given a request and its results
@@ -73,6 +75,17 @@ class Inference:
             observe(request, results)
         return results
 
+    def warm_up(self) -> None:
+        """Run the model once at its usual sizes: the first client need not wait for that.
+
+        On nothing but zeros a model may fail; that is its good right.
+        """
+        try:
+            feeds = {spec.name: _zeros(spec) for spec in self.signature.inputs.values()}
+            self.run(InferRequest(feeds))
+        except (DeviceError, MemoryError):
+            pass
+
     def run_rows(self, requests: Sequence[Any]) -> List[Dict[str, Tensor]]:
         """Run several requests as one batch and return all results of each.
 
@@ -96,6 +109,14 @@ class Inference:
             for observe in self.observers:
                 observe(request, answered)
         return found
+
+
+def _zeros(spec: TensorSpec) -> Tensor:
+    shape = tuple(dim if isinstance(dim, int) else dim.opt or dim.min for dim in spec.dims)
+    count = prod(shape)
+    if spec.dtype == "string":
+        return Tensor(spec.dtype, shape, [b""] * count)
+    return Tensor(spec.dtype, shape, bytes(count * BY_NAME[spec.dtype].itemsize))
 
 
 def _joined(tensors: Sequence[Tensor]) -> Tensor:

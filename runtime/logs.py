@@ -28,6 +28,8 @@ SENTENCES: Mapping[str, str] = {
     "reload": "reloaded %(what)s",
     "reload_failed": "kept the old %(what)s: %(reason)s",
     "switched": "switched to %(to)s",
+    "succeeded": "another release answers now, as process %(pid)d",
+    "not_succeeded": "this release goes on, as the other one does not start: %(reason)s",
     "internal_error": "error: %(kind)s in %(where)s",
     "too_many_connections": "turned a connection away: there are too many",
     "lines_lost": "%(lines)d lines of this log were lost: nobody read them in time",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import threading
 from typing import Any, Callable, Dict, List, Mapping, NoReturn, Optional, Sequence
 
 from .arguments import Command, Option, describe, parse, positive, whole
@@ -178,36 +177,9 @@ def main(argv: Sequence[str], root: Optional[str]) -> int:
 
 def serve(root: Optional[str], values: Dict[str, Any]) -> None:
     """Serve the release until told to stop."""
-    from .release import open_release
-    from .secrecy import forbid_core_files, hush_interpreter
+    from .serving import run_server
 
-    forbid_core_files()
-    hush_interpreter()
-
-    path = _need(root)
-    opened = _Aside(lambda: open_release(path, True))
-    # Hashing needs no interpreter lock: these are compiled on the other core meanwhile.
-    from .app import load_app
-    from .engine import open_engine
-    from .options import serve_options
-    from .server import serve as listen
-
-    with opened.result() as release:
-        _check_device(release)
-        _tell_engine(release.manifest)
-        engine = open_engine(release, values["threads"], serving=True, retune=values["retune"])
-        watch = None
-        try:
-            app, options = load_app(release, engine), serve_options(values)
-            if release.manifest.get("privacy"):
-                from .privacy.watching import Watch
-
-                watch = Watch(release, app.inference, options, app.metrics)
-            listen(app, options)
-        finally:
-            engine.close()
-            if watch is not None:
-                watch.close()
+    run_server(_need(root), values)
 
 
 def predict(root: Optional[str], values: Dict[str, Any]) -> None:
@@ -316,45 +288,6 @@ _RUN: Dict[str, Callable[[Optional[str], Dict[str, Any]], None]] = {
     "new-key": new_key,
     "build-engine": build_engine,
 }
-
-
-class _Aside:
-    """Runs a function in a thread of its own; `result` waits for what it returns or raises."""
-
-    def __init__(self, function: Callable[[], Any]) -> None:
-        self._function = function
-        self._returned: Any = None
-        self._raised: Optional[BaseException] = None
-        self._thread = threading.Thread(target=self._run)
-        self._thread.start()
-
-    def _run(self) -> None:
-        try:
-            self._returned = self._function()
-        except BaseException as fault:  # noqa: BLE001 - raised again where it is waited for
-            self._raised = fault
-
-    def result(self) -> Any:
-        """Return what the function returned, or raise what it raised."""
-        self._thread.join()
-        if self._raised is not None:
-            raise self._raised
-        return self._returned
-
-
-def _check_device(release: Any) -> None:
-    from .detect import check_fits, detect_device
-
-    check_fits(release.manifest, detect_device())
-
-
-def _tell_engine(manifest: Mapping[str, Any]) -> None:
-    """Say at the start which engine will answer, where the target has a choice."""
-    if manifest.get("tensorrt"):
-        from .nvidia.device import engine_outlook, gpu_facts
-
-        outlook = engine_outlook(manifest, gpu_facts())
-        print("engine: %s" % outlook["engine"], file=sys.stderr, flush=True)
 
 
 def _read_manifest(root: Optional[str]) -> Mapping[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import gc
 import os
 import signal
@@ -14,10 +13,11 @@ from typing import TYPE_CHECKING, Callable, Iterator, Optional, Tuple
 
 from .access import Access, check_exposure
 from .app import PAGE_ROUTES, App, error_answer
-from .connection import Connection, Shared
-from .errors import BadRequest, InputOutputFault, UsageFault
+from .connection import IDLE_TIMEOUT_S, Connection, Shared
+from .errors import BadRequest, DeviceError
 from .framing import Admission, Admissions, BodyBudget
 from .http1 import Head
+from .listening import handed_socket, listen
 from .logs import log
 from .loop import Listener, Loop, Stream
 from .options import ServeOptions
@@ -25,12 +25,12 @@ from .scheduling import Scheduler
 
 if TYPE_CHECKING:
     from .closed.door import Door
+    from .handover import Handover, Succession
     from .systemd import Notifier
 
 TICK_S = 0.5
 DRAIN_S = 30.0
 WORKERS_END_S = 5.0
-BACKLOG = 128
 # Two, so that the next request is decoded while the engine, which takes all cores, still runs.
 WORKERS = 2
 QUEUE = 64
@@ -42,6 +42,8 @@ def serve(
     options: Optional[ServeOptions] = None,
     *,
     ready: Optional[Callable[[str], None]] = None,
+    handover: Optional[Handover] = None,
+    succession: Optional[Succession] = None,
 ) -> None:
     """Serve until SIGTERM or SIGINT, then answer what was begun and return.
 
@@ -49,6 +51,8 @@ def serve(
         app: What to serve.
         options: Where and how; None for the defaults.
         ready: Called with the server's URL once it listens; by default one line on standard error.
+        handover: What SIGHUP leaves the socket to, if another release lies there by then.
+        succession: What an earlier process has handed over.
 
     Raises:
         UsageFault: an address or port that cannot be.
@@ -56,7 +60,7 @@ def serve(
     """
     options = options or ServeOptions()
     log.configure(form=options.log, access=options.access_log)
-    server = Server(app, options)
+    server = Server(app, options, handover=handover, succession=succession)
     # What was made until now lives as long as the process: no collection has to walk over it.
     gc.collect()
     gc.freeze()
@@ -78,9 +82,16 @@ class Server:
         url: Where it listens.
     """
 
-    def __init__(self, app: App, options: Optional[ServeOptions] = None) -> None:
+    def __init__(
+        self,
+        app: App,
+        options: Optional[ServeOptions] = None,
+        *,
+        handover: Optional[Handover] = None,
+        succession: Optional[Succession] = None,
+    ) -> None:
         options = options or ServeOptions()
-        handed = _handed_socket()
+        handed = handed_socket() if succession is None else succession.listening
         if handed is not None:
             host, port = handed.getsockname()[:2]
             options = options._replace(host=host, port=port)
@@ -116,7 +127,10 @@ class Server:
         self._shared.check = self._access.check
         app.metrics.pending = lambda: self._scheduler.pending
         self._notifier = _notifier()
+        self._handover = handover
+        self._succession = succession
         self._stopping = False
+        self._succeeded = False
         self._give_up_at = 0.0
 
     def run(self, ready: Callable[[str], None]) -> None:
@@ -126,22 +140,29 @@ class Server:
         try:
             with self._signals():
                 self._app.ready = True
+                if self._succession is not None:
+                    self._succession.ready()
                 ready(self.url)
                 if self._notifier is not None:
                     self._notifier.ready("serving %s on %s" % (self._app.name, self.url))
-                loop.run(lambda: self._stopping, lambda: self._tick(listener), TICK_S)
-                self._app.ready = False
-                log.event("drain")
-                if self._notifier is not None:
-                    self._notifier.stopping()
+                over = lambda: self._stopping or self._succeeded  # noqa: E731 - asked every turn
+                loop.run(over, lambda: self._tick(listener), TICK_S)
                 listener.close()
                 shared.draining = True
+                if self._succeeded:
+                    self._outlive(listener)
+                self._app.ready = False
+                log.event("drain")
+                if self._notifier is not None and not self._succeeded:
+                    self._notifier.stopping()
                 for connection in list(shared.connections):
                     connection.drain()
                 self._give_up_at = loop.time() + DRAIN_S
                 loop.run(self._is_drained, lambda: self._tick(listener), TICK_S)
         finally:
             listener.close()
+            if self._handover is not None:
+                self._handover.close(loop)
             for connection in list(shared.connections):
                 connection.abort()
             self._scheduler.close(WORKERS_END_S)
@@ -157,13 +178,43 @@ class Server:
         except OSError:
             connected.close()  # the client has gone before TLS began
 
+    def _outlive(self, listener: Listener) -> None:
+        """Answer who is still connected once more, telling them to connect anew.
+
+        Clients keep connections open and send on them without asking: to close one that is idle
+        now could cost the request that is on its way.
+        """
+        self._give_up_at = self._loop.time() + IDLE_TIMEOUT_S
+        over = lambda: self._stopping or self._is_drained()  # noqa: E731 - asked every turn
+        self._loop.run(over, lambda: self._tick(listener), TICK_S)
+
     def _reload(self) -> None:
         if self._notifier is not None:
             self._notifier.reloading()
         if self._door is not None:
             self._door.reload()
+        self._look_for_successor()
         if self._notifier is not None:
             self._notifier.ready()
+
+    def _look_for_successor(self) -> None:
+        """Start the release that lies in this one's place, if it is another."""
+        if self._handover is None or self._succeeded:
+            return
+        try:
+            if self._handover.is_due():
+                self._handover.begin(self._loop, self._socket, self._succeed)
+        except (DeviceError, OSError) as error:
+            self._succeed(None, str(error))
+
+    def _succeed(self, pid: Optional[int], reason: str) -> None:
+        if pid is None:
+            log.event("not_succeeded", level="error", reason=reason)
+            return
+        self._succeeded = True
+        log.event("succeeded", pid=pid)
+        if self._notifier is not None:
+            self._notifier.main_pid(pid)
 
     def _begin_stop(self) -> None:
         if self._stopping:
@@ -182,8 +233,10 @@ class Server:
             connection.expire()
         if self._app.inference.sequences is not None:
             self._app.inference.sequences.sweep()
-        if not self._stopping:
+        if not self._stopping and not self._succeeded:
             listener.resume()
+        if self._handover is not None:
+            self._handover.look(self._loop)
         if self._door is not None:
             before = self._door.names
             self._door.look()
@@ -217,7 +270,7 @@ class Server:
             return
         numbers: Tuple[signal.Signals, ...] = (signal.SIGTERM, signal.SIGINT)
         before = [signal.signal(number, lambda *_: self.stop()) for number in numbers]
-        if self._door is not None:
+        if self._door is not None or self._handover is not None:
             numbers += (signal.SIGHUP,)
             again = signal.signal(signal.SIGHUP, lambda *_: self._loop.from_thread(self._reload))
             before.append(again)
@@ -242,18 +295,6 @@ def make_access(options: ServeOptions, door: Optional[Door]) -> Access:
     names = options.names + (door.names if door is not None else ())
     secure = door is not None and door.has_tls
     return Access(options.host, names=names, origins=options.allow_origins, secure=secure)
-
-
-def _handed_socket() -> Optional[socket.socket]:
-    """Return the listening socket that a service manager made for us, if it did."""
-    if "LISTEN_FDS" not in os.environ:
-        return None
-    from .systemd import take_sockets
-
-    found = take_sockets()
-    if len(found) > 1:
-        raise UsageFault("%d sockets were handed over where one is served" % len(found))
-    return found[0] if found else None
 
 
 def _notifier() -> Optional[Notifier]:
@@ -288,38 +329,7 @@ def make_scheduler(app: App, loop: Loop, options: ServeOptions) -> Scheduler:
     )
 
 
-def _serve_http2(shared: Shared, stream: Stream, data: bytes) -> None:
+def _serve_http2(shared: Shared, stream: Stream, data: bytes, name: str) -> None:
     from .grpc.connection import GrpcConnection
 
-    GrpcConnection(shared, stream, data)
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """Return a bound socket.
-
-    Raises:
-        UsageFault: an address or port that cannot be.
-        InputOutputFault: the port is in use or not allowed.
-    """
-    if not 0 <= port <= 65535:
-        raise UsageFault("`%d` is no port" % port, hint="ports are 0 to 65535; 0 takes a free one")
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        return socket.create_server((host, port), family=family, backlog=BACKLOG)
-    except OSError as error:
-        raise _explain(error, host, port) from error
-
-
-def _explain(error: OSError, host: str, port: int) -> InputOutputFault:
-    other = "choose another with `--port`; 0 takes a free one"
-    if error.errno == errno.EADDRINUSE:
-        return InputOutputFault("port %d is in use" % port, hint=other)
-    if error.errno == errno.EACCES:
-        return InputOutputFault(
-            "port %d needs more rights than this process has" % port, hint=other
-        )
-    if isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL:
-        return InputOutputFault(
-            "this machine has no address `%s`" % host, hint="127.0.0.1 serves this machine alone"
-        )
-    return InputOutputFault("cannot listen on `%s` port %d: %s" % (host, port, error.strerror))
+    GrpcConnection(shared, stream, data, name)
