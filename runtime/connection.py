@@ -41,8 +41,8 @@ class Shared:
 
     Attributes:
         open_stream: Makes the stream of an accepted socket for its protocol.
-        http2: Takes over a stream, with what came on it, whose client speaks HTTP/2; None where
-            that is not served.
+        http2: Takes over a stream, what came on it, and who TLS says it is; None where HTTP/2
+            is not served.
         check: Raises where a head is for another host, or from a page that may not ask.
         guard: Knows the callers by their keys; None where everyone may ask.
         grpc: What HTTP/2's connections share, made by the first of them.
@@ -58,7 +58,7 @@ class Shared:
         budget: BodyBudget,
         scheduler: Scheduler,
         max_connections: int,
-        http2: Optional[Callable[[Shared, Stream, bytes], Any]] = None,
+        http2: Optional[Callable[[Shared, Stream, bytes, str], Any]] = None,
         guard: Optional[Guard] = None,
     ) -> None:
         self.app = app
@@ -171,7 +171,7 @@ class Connection:
         shared.metrics.connections -= 1
         self._closing = True
         assert shared.http2 is not None  # noqa: S101 - for the type checker: it was looked at
-        shared.http2(shared, self._stream, data)
+        shared.http2(shared, self._stream, data, self._name)
 
     def eof_received(self) -> bool:
         """Keep the way back open while there is something to answer."""
