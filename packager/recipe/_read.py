@@ -55,6 +55,7 @@ _CHOICES: Final[dict[type[Any], dict[str, tuple[str, ...]]]] = {
 # Words that name a Python function in a file beside the recipe.
 _FUNCTIONS: Final = ("transform", "function", "metric", "student")
 _INPUTS: Final = {"image": ImageInput, "audio": AudioInput, "columns": ColumnsInput}
+_SHORTEST_KEEP_S: Final = 60.0
 _FIELD_OF_INPUT: Final = {"image": "images", "audio": "audio", "columns": "columns"}
 
 
@@ -148,6 +149,8 @@ def _plain(cls: type[Any], table: Any, where: str, origin: str, folder: Path) ->
         _check_server(made, where, origin)
     if isinstance(made, Sequences):
         _check_sequences(made, where, origin)
+    if isinstance(made, Privacy):
+        _check_privacy(made, where, origin)
     for name in ("mean", "std"):
         if isinstance(made, ColumnsInput) and len(getattr(made, name)) not in {0, len(made.names)}:
             raise UsageError(f"`{origin}`: `{where}{name}` must have one number per column")
@@ -201,6 +204,18 @@ def _check_sequences(sequences: Sequences, where: str, origin: str) -> None:
             f"`{origin}`: `{where}axis` and `{where}chunk` need each other",
             hint="`axis = 1` and `chunk = 16` cut a streamed request into pieces of 16",
         )
+
+
+def _check_privacy(privacy: Privacy, where: str, origin: str) -> None:
+    if not 0 <= privacy.capture <= 1:
+        raise UsageError(
+            f"`{origin}`: `{where}capture` is a share of requests, 0 to 1",
+            hint="`capture = 0.01` keeps one request in a hundred",
+        )
+    if privacy.keep_s < _SHORTEST_KEEP_S:
+        raise UsageError(f"`{origin}`: `{where}keep` must be at least a minute")
+    if len(set(privacy.mask)) < len(privacy.mask):
+        raise UsageError(f"`{origin}`: `{where}mask` names an input twice")
 
 
 def _check_image(image: ImageInput, where: str, origin: str) -> None:

@@ -14,8 +14,8 @@ _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 _VERSION = re.compile(r"(0|[1-9][0-9]{0,8})(\.(0|[1-9][0-9]{0,8})){0,3}")
 _DIM = re.compile(r"(?P<min>[0-9]+)(\.\.(?P<max>[0-9]+))?(,opt=(?P<opt>[0-9]+))?")
 _DROP = re.compile(r"(?P<relative>rel:)?(?P<number>[0-9]+(\.[0-9]+)?|\.[0-9]+)(?P<percent>%)?")
-_DURATION = re.compile(r"(?P<number>[0-9]+(\.[0-9]+)?)(?P<unit>s|m|h)")
-_UNIT_S: Final = {"s": 1.0, "m": 60.0, "h": 3600.0}
+_DURATION = re.compile(r"(?P<number>[0-9]+(\.[0-9]+)?)(?P<unit>s|m|h|d)")
+_UNIT_S: Final = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _RANDOM_SAMPLES: Final = 32
 
 
@@ -110,7 +110,7 @@ def parse_drop(text: str) -> Drop:
 
 
 def parse_duration(text: str) -> float:
-    """Read `90s`, `10m` or `1.5h` into seconds.
+    """Read `90s`, `10m`, `1.5h` or `7d` into seconds.
 
     Raises:
         UsageError: another form, or no time at all.
@@ -118,7 +118,7 @@ def parse_duration(text: str) -> float:
     match = _DURATION.fullmatch(text.replace(" ", ""))
     seconds = float(match["number"]) * _UNIT_S[match["unit"]] if match else 0.0
     if not 0 < seconds < math.inf:
-        raise UsageError(f"`{text}` is no time", accepted="`90s`, `10m` or `1.5h`")
+        raise UsageError(f"`{text}` is no time", accepted="`90s`, `10m`, `1.5h` or `7d`")
     return seconds
 
 

@@ -9,6 +9,7 @@ import pytest
 from packager.errors import InputOutputError, UsageError
 from packager.recipe import (
     DimRange,
+    Privacy,
     check_name,
     check_version,
     default_sequence,
@@ -92,6 +93,14 @@ def test_a_whole_recipe_is_read_with_paths_relative_to_its_file(tmp_path: Path) 
         ("[sequences]\nstate = {h = 'o'}\nchunk = 4", ["`sequences.chunk` need each other"]),
         ("[sequences]\nstate = {h = 'o'}\naxis = -1\nchunk = 4", ["`sequences.axis` counts from"]),
         ("[sequences]\nstate = {h = 3}", ["`sequences.state.h` must be a string"]),
+        ("[privacy]\ncapture = 1.5", ["`privacy.capture` is a share of requests, 0 to 1"]),
+        ("[privacy]\ncapture = nan", ["`privacy.capture` is a share of requests"]),
+        ("[privacy]\ncapture = 'all'", ["`privacy.capture` must be a number"]),
+        ("[privacy]\nkeep = 'for ever'", ["`for ever` is no time"]),
+        ("[privacy]\nkeep = '30s'", ["`privacy.keep` must be at least a minute"]),
+        ("[privacy]\nmask = ['x', 'x']", ["`privacy.mask` names an input twice"]),
+        ("[privacy]\nmask = 'x'", ["`privacy.mask` must be a list"]),
+        ("[privacy]\nkey = 'secret'", ["unknown key `privacy.key`"]),
         ("[input.x]\nvideo = 1", ["unknown key `input.x.video`"]),
         ("input = 3", ["`input` must be a table"]),
         ("[input.x.image]\nmean = [0, 0, 0]", ["lacks the key `input.x.image.size`"]),
@@ -152,6 +161,20 @@ def test_a_name_that_is_no_safe_file_name_is_refused(name: str) -> None:
 def test_a_version_that_is_none_is_refused(version: str) -> None:
     with pytest.raises(UsageError):
         check_version(version)
+
+
+def test_nothing_is_kept_unless_the_recipe_says_so(tmp_path: Path) -> None:
+    file = tmp_path / "edgepack.toml"
+    file.write_text("[server]\nthreads = 1\n")
+    assert "privacy" not in read_recipe(file)
+    file.write_text("[privacy]\n")
+    assert read_recipe(file)["privacy"] == Privacy(
+        mask=(), capture=0.0, keep_s=604_800.0, drift=False
+    )
+    file.write_text("[privacy]\nmask = ['face']\ncapture = 0.25\nkeep = '2d'\ndrift = true\n")
+    assert read_recipe(file)["privacy"] == Privacy(
+        mask=("face",), capture=0.25, keep_s=172_800.0, drift=True
+    )
 
 
 def test_later_versions_have_higher_sequences() -> None:
