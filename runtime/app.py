@@ -4,7 +4,18 @@ from __future__ import annotations
 
 import os
 from functools import partial
-from typing import Any, Callable, Dict, Mapping, NamedTuple, Optional, Sequence, Tuple, Union
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Callable,
+    Dict,
+    Mapping,
+    NamedTuple,
+    Optional,
+    Sequence,
+    Tuple,
+    Union,
+)
 
 from .core import Inference, InferRequest
 from .dtypes import BY_NAME
@@ -18,6 +29,9 @@ from .metrics import CONTENT_TYPE, Metrics
 from .plain import PlainProtocol
 from .scheduling import Task, perform
 from .signature import Signature, TensorSpec
+
+if TYPE_CHECKING:
+    from .mediatypes import BodyForm, BodyForms
 
 Body = Union[bytes, bytearray]
 
@@ -48,6 +62,7 @@ class _Endpoint(NamedTuple):
     act: Callable[[Body], Answer]
     task: Optional[Task] = None
     scope: str = "any"
+    streamed: bool = False
 
 
 class App:
@@ -101,6 +116,9 @@ class App:
         self._openapi: Optional[bytes] = None
         self._release = release
         self._page: Any = None
+        self._streams: Any = None
+        self._forms: Optional[BodyForms] = None
+        self._streams: Any = None
         self._server_metadata = _json_answer(
             {
                 "name": "edgepack",
@@ -135,14 +153,18 @@ class App:
             message = "`Content-Encoding: %s` is not served; send the body as it is" % coding[:64]
             return _refuse(head, endpoint.route, BadRequest(message, 415))
         try:
-            limit, header_bytes = self._body_limit(head, endpoint)
+            form = self._body_form(head) if endpoint.route == "predict" else None
+            limit, header_bytes = self._body_limit(head, endpoint, form)
         except BadRequest as error:
             return _refuse(head, endpoint.route, error)
         task = endpoint.task
+        if form is not None and task is not None:
+            task = task._replace(decode=form.decode, aside=True)
         if header_bytes is not None and task is not None and endpoint.route == "infer":
             task = task._replace(decode=partial(self._decode_binary, header_bytes))
         act = endpoint.act if task is None else partial(perform, task)
-        return Admission(head, endpoint.route, act, limit, None, task, None, endpoint.scope)
+        stream = self._stream(header_bytes) if endpoint.streamed else None
+        return Admission(head, endpoint.route, act, limit, None, task, stream, endpoint.scope)
 
     def _endpoints(self) -> Dict[str, _Endpoint]:
         def get(route: str, act: Callable[[Body], Answer], scope: str = "any") -> _Endpoint:
@@ -163,9 +185,41 @@ class App:
             "page_facts": get("page_facts", lambda _: self._show_page_facts()),
             "infer": post("infer", self._protocol.decode, self._protocol.encode),
             "predict": post("predict", self._decode_plain, self._encode_plain),
+            "infer_stream": _Endpoint("infer_stream", "POST", _no_act, None, "infer", True),
         }
 
-    def _body_limit(self, head: Head, endpoint: _Endpoint) -> Tuple[int, Optional[int]]:
+    def _open_streams(self) -> Any:
+        if self._streams is None:
+            from .streams import EventStreams  # seldom asked for
+
+            self._streams = EventStreams(self)
+        return self._streams
+
+    def _stream(self, header_bytes: Optional[int]) -> Any:
+        from .streams import EventStream
+
+        return partial(EventStream, self._open_streams(), header_bytes)
+
+    def _body_form(self, head: Head) -> Optional[BodyForm]:
+        """Return how a body that is no JSON is read, None for JSON."""
+        content_type = head.fields.get("content-type", "")
+        if content_type in ("", "application/json"):
+            return None
+        if self._forms is None:
+            from .mediatypes import BodyForms
+
+            self._forms = BodyForms(
+                self._release,
+                self._signature,
+                self._plain.tokenize,
+                most_bytes=self.limits.binary_bytes,
+                most_text_bytes=self.limits.json_bytes,
+            )
+        return self._forms.choose(content_type)
+
+    def _body_limit(
+        self, head: Head, endpoint: _Endpoint, form: Optional[BodyForm]
+    ) -> Tuple[int, Optional[int]]:
         """Return the most bytes of a body, and of the JSON in front of binary tensors if any.
 
         Raises:
@@ -174,6 +228,9 @@ class App:
         if endpoint.method == "GET":
             limit, header_bytes = MAX_IGNORED_BODY_BYTES, None
             advice = "this route takes no body"
+        elif form is not None:
+            limit, header_bytes = form.most_bytes, None
+            advice = "no request that this model takes is that large"
         else:
             header_bytes = _header_bytes(head)
             limit = self.limits.json_bytes
@@ -181,7 +238,10 @@ class App:
         if header_bytes is not None:
             if header_bytes > limit:
                 raise BadRequest("the request's JSON is larger than %d bytes" % limit, 413)
-            limit = header_bytes + self.limits.binary_bytes
+            binary_bytes: int = self.limits.binary_bytes
+            if endpoint.streamed:
+                binary_bytes = self._open_streams().max_tensor_bytes
+            limit = header_bytes + binary_bytes
             advice = "no request that this model takes is that large"
         if head.length is None:
             return limit, header_bytes
@@ -212,7 +272,7 @@ class App:
         if self._page is None:
             from .page import Page  # seldom asked for
 
-            self._page = Page(self._release, self.limits)
+            self._page = Page(self._release, self.inference.signature, self.limits)
         return self._page
 
     def _show_page_facts(self) -> Answer:
@@ -421,6 +481,10 @@ def _header_bytes(head: Head) -> Optional[int]:
     if not (text.isascii() and text.isdigit() and len(text) <= 15):
         raise BadRequest("`Inference-Header-Content-Length` is not a number of bytes")
     return int(text)
+
+
+def _no_act(_: Body) -> Answer:
+    raise AssertionError("a stream is no single answer")
 
 
 def _describe(spec: TensorSpec) -> Dict[str, Any]:

@@ -29,11 +29,13 @@ class Page:
 
     Args:
         release: Has `.folder`, `.manifest` and `.path`.
+        signature: What clients see.
         limits: Has `.json_bytes` and `.binary_bytes`.
     """
 
-    def __init__(self, release: Any, limits: Any) -> None:
+    def __init__(self, release: Any, signature: Signature, limits: Any) -> None:
         self._release = release
+        self._signature = signature
         self._limits = limits
         self._html: Optional[Answer] = None
         self._facts: Dict[str, Any] = {}
@@ -66,7 +68,7 @@ class Page:
             ready: Whether the model answers.
         """
         if not self._facts:
-            self._facts = _facts(self._release, self._limits)
+            self._facts = _facts(self._release, self._signature, self._limits)
         now = {
             "ready": ready,
             "engine": {
@@ -80,10 +82,9 @@ class Page:
         return Answer(200, dumps({**self._facts, **now}).encode("ascii"))
 
 
-def _facts(release: Any, limits: Any) -> Dict[str, Any]:
+def _facts(release: Any, signature: Signature, limits: Any) -> Dict[str, Any]:
     manifest = release.manifest
     model, server = manifest["model"], manifest.get("server", {})
-    signature = Signature(model["signature"])
     labels, results = _words(release)
     return {
         "name": str(manifest["name"]),
@@ -104,7 +105,7 @@ def _facts(release: Any, limits: Any) -> Dict[str, Any]:
         "text": bool(model.get("text")),
         "labels": labels,
         "results": results,
-        "bodies": [],
+        "bodies": sorted(manifest.get("bodies", {})),
     }
 
 

@@ -1,26 +1,49 @@
-"""Describes a model's requests and answers as JSON schemas, with an example of each."""
+"""Describes what a bundle serves as OpenAPI: its routes, bodies, errors, and examples that work."""
 
 from __future__ import annotations
 
 import math
 from typing import TYPE_CHECKING, Any, Final
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+from packager.bundle.schemas import PROTOCOL_NAMES, schemas
 
-    from packager.model import Dim, Signature, TensorSpec
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from packager.model import Signature, TensorSpec
 
 MAX_EXAMPLE_ELEMENTS: Final = 256
-_PROTOCOL_NAMES: Final = {
-    "float32": "FP32", "float64": "FP64", "float16": "FP16", "bfloat16": "BF16",
-    "int8": "INT8", "int16": "INT16", "int32": "INT32", "int64": "INT64",
-    "uint8": "UINT8", "uint16": "UINT16", "uint32": "UINT32", "uint64": "UINT64",
-    "bool": "BOOL", "string": "BYTES",
-}  # fmt: skip
+# What `/predict` takes beside JSON, by media type: what it is, and of which schema.
+_BODIES: Final[Mapping[str, tuple[str, dict[str, Any]]]] = {
+    "image/jpeg": ("A photo", {"contentMediaType": "image/jpeg"}),
+    "image/png": ("A photo", {"contentMediaType": "image/png"}),
+    "audio/wav": ("A sound", {"contentMediaType": "audio/wav"}),
+    "text/csv": ("Column names, then a row a line", {"type": "string"}),
+    "text/plain": ("A text a line", {"type": "string"}),
+}
+# Refusals that any request may meet, then those of requests that ask the model.
+_ALWAYS: Final = {
+    "400": "The request makes no sense as HTTP, or to this route",
+    "403": "A page of another origin sent it, or the key may not do this",
+    "408": "It did not arrive in time",
+    "413": "Its body is larger than anything this route takes",
+    "415": "Its body is compressed, or of a kind that is not served",
+    "421": "It was meant for another host",
+    "431": "Its head is too large",
+    "503": "The server has too much to do",
+}
+_LOCKED: Final = {"401": "A key is missing or not valid", "429": "This caller has asked too often"}
+_ASKING: Final = {"500": "The model failed", "504": "Its time was up before work on it began"}
+_LATER: Final = frozenset({"429", "503"})
 
 
 def openapi_values(manifest: Mapping[str, Any], signature: Signature) -> dict[str, Any]:
-    """Return what `server/openapi.json.j2` names."""
+    """Return what `server/openapi.json.j2` names.
+
+    Args:
+        manifest: The manifest's fields.
+        signature: What clients see.
+    """
     model = f"/v2/models/{manifest['name']}"
     server = manifest["server"]
     small = all(math.prod(_example_shape(s)) <= MAX_EXAMPLE_ELEMENTS for s in signature.inputs)
@@ -28,164 +51,88 @@ def openapi_values(manifest: Mapping[str, Any], signature: Signature) -> dict[st
         "name": manifest["name"],
         "version": manifest["version"],
         "description": f"Open Inference Protocol v2 on {manifest['target']['name']}, engine "
-        f"{manifest['engine']['name']}, precision {manifest['engine']['precision']}",
+        f"{manifest['engine']['name']}, precision {manifest['engine']['precision']}. Every refusal "
+        "is JSON with `error`. Another method than those listed is a 405, another path a 404. "
+        "A server that was started with keys wants one; health and the page need none.",
         "bases": [model, f"{model}/versions/{manifest['version']}"],
         "plain": server["plain"],
         "metrics": server["metrics"],
-        "schemas": _schemas(signature, manifest["model"]),
+        "page": server.get("page", False),
+        "schemas": schemas(signature, manifest["model"], sequences="sequences" in manifest),
+        "binary": _binary_form(signature),
         "infer_example": _infer_example(signature) if small else None,
-        "predict_example": _example(signature, manifest["model"], small=small),
+        "predict_bodies": _predict_bodies(manifest, signature, small=small),
+        "refusals": _refusals(),
+        "open_errors": _errors(_ALWAYS),
+        "read_errors": _errors(_ALWAYS, _LOCKED),
+        "ask_errors": _errors(_ALWAYS, _LOCKED, _ASKING),
     }
 
 
-def _schemas(signature: Signature, model: Mapping[str, Any]) -> dict[str, Any]:
-    inputs, outputs = signature.inputs, signature.outputs
-    parameters = {"type": "object"}
-    wanted = {
-        "type": "object",
-        "required": ["name"],
-        "properties": {"name": {"enum": [s.name for s in outputs]}, "parameters": parameters},
-        "additionalProperties": False,
-    }
-    return {
-        "InferRequest": {
-            "type": "object",
-            "required": ["inputs"],
-            "properties": {
-                "id": {"type": "string"},
-                "parameters": parameters,
-                "inputs": {
-                    "type": "array",
-                    "minItems": len(inputs),
-                    "maxItems": len(inputs),
-                    "items": {"oneOf": [_wire_tensor(spec) for spec in inputs]},
-                },
-                "outputs": {"type": "array", "items": wanted},
-            },
-            "additionalProperties": False,
-        },
-        "InferAnswer": {
-            "type": "object",
-            "required": ["model_name", "model_version", "outputs"],
-            "properties": {
-                "model_name": {"type": "string"},
-                "model_version": {"type": "string"},
-                "id": {"type": "string"},
-                "outputs": {
-                    "type": "array",
-                    "items": {"oneOf": [_wire_tensor(spec) for spec in outputs]},
-                },
-            },
-        },
-        "PredictRequest": _plain_object("data", _plain_inputs(inputs, texts="text" in model)),
-        "PredictAnswer": _plain_object("result", _plain_outputs(outputs, model.get("results", ()))),
-    }
+def _refusals() -> dict[str, Any]:
+    """Return every refusal by the name that operations refer to."""
+    error = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
+    found = {}
+    for status, text in sorted({**_ALWAYS, **_LOCKED, **_ASKING}.items()):
+        answer: dict[str, Any] = {"description": text, "content": error}
+        if status in _LATER:
+            answer["headers"] = {"Retry-After": {"$ref": "#/components/headers/RetryAfter"}}
+        if status == "401":
+            answer["headers"] = {"WWW-Authenticate": {"schema": {"type": "string"}}}
+        found[f"Error{status}"] = answer
+    return {**found, "Error": {"description": "Another refusal", "content": error}}
 
 
-def _wire_tensor(spec: TensorSpec) -> dict[str, Any]:
-    """Return the schema of one tensor of the protocol; its data may be flat or nested."""
-    return {
-        "title": str(spec),
-        "type": "object",
-        "required": ["name", "shape", "datatype"],
-        "properties": {
-            "name": {"const": spec.name},
-            "shape": {
-                "type": "array",
-                "prefixItems": [_size(dim) for dim in spec.shape],
-                "minItems": len(spec.shape),
-                "maxItems": len(spec.shape),
-            },
-            "datatype": {"const": _PROTOCOL_NAMES[spec.dtype]},
-            "parameters": {"type": "object"},
-            "data": {"type": "array"},
-        },
-        "additionalProperties": False,
-    }
+def _errors(*reasons: Mapping[str, str]) -> dict[str, Any]:
+    """Return the refusals of an operation by status, and one entry for all others."""
+    statuses = sorted(status for group in reasons for status in group)
+    found = {status: {"$ref": f"#/components/responses/Error{status}"} for status in statuses}
+    return {**found, "4XX": {"$ref": "#/components/responses/Error"}}
 
 
-def _size(dim: Dim) -> dict[str, Any]:
-    if dim.size is not None:
-        return {"const": dim.size}
-    schema: dict[str, Any] = {"type": "integer", "minimum": dim.min}
-    if dim.max is not None:
-        schema["maximum"] = dim.max
-    if dim.name is not None:
-        schema["title"] = dim.name
-    return schema
+def _binary_form(signature: Signature) -> str:
+    """Return in words what a request with binary tensors is."""
+    tensors = ", then ".join(
+        f"{spec.name} as {PROTOCOL_NAMES[spec.dtype]}" for spec in signature.inputs
+    )
+    return (
+        "The JSON of the request, whose inputs have `parameters.binary_data_size` in the place of "
+        f"`data`; behind it the bytes of the tensors in the order of the inputs: {tensors}, "
+        "little-endian and row by row. `Inference-Header-Content-Length` is the size of the JSON."
+    )
 
 
-def _plain_object(key: str, value: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "type": "object",
-        "required": [key],
-        "properties": {key: value},
-        "additionalProperties": False,
-    }
-
-
-def _plain_inputs(specs: Sequence[TensorSpec], *, texts: bool) -> dict[str, Any]:
-    forms = [_by_name(specs, nullable=False)]
-    if len(specs) == 1:
-        forms.insert(0, _nested(specs[0], nullable=False))
-    if texts:
-        text = {"type": "string"}
-        forms = [text, {"type": "array", "items": text, "minItems": 1}, *forms]
-    return {"anyOf": forms} if len(forms) > 1 else forms[0]
-
-
-def _plain_outputs(
-    specs: Sequence[TensorSpec], results: Iterable[Mapping[str, Any]]
+def _predict_bodies(
+    manifest: Mapping[str, Any], signature: Signature, *, small: bool
 ) -> dict[str, Any]:
-    """Return the schema of `/predict`'s result; labels stand beside the numbers."""
-    said = {entry["as"]: _labels(entry["kind"]) for entry in results if "labels" in entry}
-    if len(specs) == 1 and not said:
-        return _nested(specs[0], nullable=True)
-    schema = _by_name(specs, nullable=True)
-    schema["properties"] |= said
-    schema["required"] += list(said)
-    return schema
+    """Return the content of `/predict`'s body by media type, with examples where they are short."""
+    model = manifest["model"]
+    example = {"data": "a text"} if "text" in model else None
+    if example is None and small:
+        example = _predict_example(signature)
+    plain: dict[str, Any] = {"schema": {"$ref": "#/components/schemas/PredictRequest"}}
+    found = {"application/json": plain | ({"example": example} if example else {})}
+    for kind in manifest.get("bodies", {}):
+        said, schema = _BODIES.get(kind, ("As it is", {}))
+        found[kind] = {"schema": {"description": said, **schema}}
+    if "text/plain" in found:
+        found["text/plain"]["example"] = "a text"
+    if "text/csv" in found and small:
+        found["text/csv"]["example"] = _table_example(signature, model)
+    return found
 
 
-def _labels(kind: str) -> dict[str, Any]:
-    row: dict[str, Any] = {"type": "array", "items": {"type": "string"}}
-    return {"type": "array", "items": row} if kind == "top_k" else row
-
-
-def _by_name(specs: Iterable[TensorSpec], *, nullable: bool) -> dict[str, Any]:
-    properties = {spec.name: _nested(spec, nullable=nullable) for spec in specs}
-    return {
-        "type": "object",
-        "required": list(properties),
-        "properties": properties,
-        "additionalProperties": False,
-    }
-
-
-def _nested(spec: TensorSpec, *, nullable: bool) -> dict[str, Any]:
-    schema = _element(spec.dtype, nullable=nullable)
-    for dim in reversed(spec.shape):
-        schema = {"type": "array", "items": schema}
-        if dim.size is not None:
-            schema |= {"minItems": dim.size, "maxItems": dim.size}
-        else:
-            schema["minItems"] = dim.min
-            if dim.max is not None:
-                schema["maxItems"] = dim.max
-    return schema
-
-
-def _element(dtype: str, *, nullable: bool) -> dict[str, Any]:
-    if dtype == "string":
-        return {"type": "string"}
-    if dtype == "bool":
-        return {"type": "boolean"}
-    if "float" in dtype:
-        return {"type": ["number", "null"] if nullable else "number"}
-    bits = int(dtype.lstrip("uint"))
-    if dtype.startswith("u"):
-        return {"type": "integer", "minimum": 0, "maximum": 2**bits - 1}
-    return {"type": "integer", "minimum": -(2 ** (bits - 1)), "maximum": 2 ** (bits - 1) - 1}
+def _table_example(signature: Signature, model: Mapping[str, Any]) -> str:
+    """Return a table of one row: the columns that a recipe names, else `NAME` or `NAME.0` ..."""
+    names: list[str] = []
+    cells: list[str] = []
+    for spec in signature.inputs:
+        width = math.prod(_example_shape(spec)[1:])
+        known = model.get("columns", {}).get(spec.name, {}).get("names")
+        alone = len(spec.shape) < 2
+        names += known or ([spec.name] if alone else [f"{spec.name}.{at}" for at in range(width)])
+        cells += [str(_example_value(spec.dtype)).lower()] * width
+    return ",".join(names) + "\n" + ",".join(cells) + "\n"
 
 
 def _example_shape(spec: TensorSpec) -> list[int]:
@@ -206,17 +153,9 @@ def _infer_example(signature: Signature) -> dict[str, Any]:
     for spec in signature.inputs:
         shape = _example_shape(spec)
         data = [_example_value(spec.dtype)] * math.prod(shape)
-        datatype = _PROTOCOL_NAMES[spec.dtype]
+        datatype = PROTOCOL_NAMES[spec.dtype]
         inputs.append({"name": spec.name, "shape": shape, "datatype": datatype, "data": data})
     return {"inputs": inputs}
-
-
-def _example(
-    signature: Signature, model: Mapping[str, Any], *, small: bool
-) -> dict[str, Any] | None:
-    if "text" in model:
-        return {"data": "a text"}
-    return _predict_example(signature) if small else None
 
 
 def _predict_example(signature: Signature) -> dict[str, Any]:

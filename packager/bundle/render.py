@@ -139,11 +139,37 @@ def _as_json(value: object) -> _Literal:
     return _Literal(json.dumps(value, allow_nan=False))
 
 
+def _as_members(value: Mapping[str, Any]) -> _Literal:
+    """Return what stands between the braces of a JSON object."""
+    return _Literal(_as_json(value)[1:-1])
+
+
 def _as_shell(value: object) -> _Literal:
     text = str(value)
     if "\0" in text or "\n" in text:
         raise TypeError("a shell word of one line cannot hold a line end")
     return _Literal(shlex.quote(text))
+
+
+def _as_line(value: object) -> _Literal:
+    """Let a text of one line in, as a comment holds it."""
+    text = str(value)
+    if not text.isprintable():
+        raise TypeError("a line cannot hold a line end or a control character")
+    return _Literal(text)
+
+
+def _as_unit(value: object) -> _Literal:
+    """Return a value, or a command's words, as systemd.syntax(7) and systemd.service(5) read it."""
+    if not isinstance(value, tuple | list):
+        return _Literal(_as_line(value).replace("%", "%%"))
+    words = []
+    for word in value:
+        text = _as_line(word).replace("%", "%%").replace("$", "$$")
+        if not text or not set(text).isdisjoint(" \"'\\;"):
+            text = '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+        words.append(text)
+    return _Literal(" ".join(words))
 
 
 def _as_html(value: object) -> _Literal:
@@ -176,6 +202,13 @@ def _environment() -> jinja2.Environment:
         autoescape=False,  # noqa: S701 - what enters is quoted by its filter
     )
     environment.filters.update(
-        py=_as_python, json=_as_json, sh=_as_shell, html=_as_html, verbatim=_as_it_is
+        py=_as_python,
+        json=_as_json,
+        members=_as_members,
+        sh=_as_shell,
+        line=_as_line,
+        unit=_as_unit,
+        html=_as_html,
+        verbatim=_as_it_is,
     )
     return environment

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import json
 import time
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from packager.bundle.render import render_server
-from runtime.app import App
-from runtime.engine import open_engine
 from tests.browser import axe, browser, page, violations, wider
-from tests.unit.runtime.live_server import BATCH, serving, tensor
+from tests.unit.packager.bundle.small_servers import (
+    PHOTO,
+    colour_photos,
+    echo,
+    save,
+    served,
+    several_types,
+    value,
+)
+from tests.unit.runtime.live_server import tensor
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -28,112 +31,17 @@ __all__ = ("axe", "browser", "page")  # fixtures
 pytestmark = pytest.mark.browser
 
 TAB, ENTER, SPACE, DOWN = ("Tab", 9), ("Enter", 13, "\r"), (" ", 32, " "), ("ArrowDown", 40)
-HOSTILE = "</script><img src=x onerror=\"document.title='owned'\">\u202ebad"
-SIDE = {"name": "height", "min": 4, "max": 512, "opt": 16}
-PHOTO = tensor("photo", "uint8", BATCH, SIDE, {**SIDE, "name": "width"}, 3)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Release:
-    """What an app and an engine need, in a folder of its own."""
-
-    folder: str
-    manifest: dict[str, Any]
-
-    def path(self, name: str) -> str:
-        return f"{self.folder}/{name}"
-
-
-def value(name: str, kind: int, shape: list[Any]) -> Any:
-    return helper.make_tensor_value_info(name, kind, shape)
-
-
-def save(
-    path: Path, nodes: list[Any], inputs: list[Any], outputs: list[Any], *weights: Any
-) -> None:
-    graph = helper.make_graph(nodes, "g", inputs, outputs, list(weights))
-    opset = helper.make_opsetid("", 18)
-    onnx.save(helper.make_model(graph, opset_imports=[opset], ir_version=8), path)
-
-
-@contextlib.contextmanager
-def served(
-    folder: Path,
-    library: Path,
-    *,
-    inputs: list[Any],
-    outputs: list[Any],
-    name: str = "small",
-    **model: Any,
-) -> Iterator[str]:
-    """Serve `folder/model.onnx` with everything that a bundle of it would hold."""
-    manifest = {
-        "name": name, "version": "1.2.0", "edgepack": "0.1.0",
-        "target": {"name": "cpu-x86_64", "python": "3.8", "memory_mib": 1024},
-        "engine": {"name": "onnxruntime", "version": "1.32.0", "library": str(library),
-                   "artifact": str(folder / "model.onnx"), "threads": 1, "precision": "fp32"},
-        "model": {"signature": {"inputs": inputs, "outputs": outputs}, **model},
-        "server": {"max_json_kb": 64, "metrics": True, "openapi": True, "plain": True,
-                   "page": True, "grpc": False},
-    }  # fmt: skip
-    for path, content in render_server(manifest).items():
-        (folder / path).parent.mkdir(exist_ok=True, parents=True)
-        (folder / path).write_bytes(content)
-    release = Release(folder=str(folder), manifest=manifest)
-    engine = open_engine(release)
-    try:
-        with serving(App(release, engine)) as live:
-            yield live.url
-    finally:
-        engine.close()
 
 
 @pytest.fixture(scope="module")
 def several(tmp_path_factory: pytest.TempPathFactory, engine_library: Path) -> Iterator[str]:
-    """Serve a model of three inputs and three outputs of different types."""
-    folder = tmp_path_factory.mktemp("several")
-    save(
-        folder / "model.onnx",
-        [
-            helper.make_node("Add", ["a", "b"], ["total"]),
-            helper.make_node("Cast", ["k"], ["k_float"], to=TensorProto.FLOAT),
-            helper.make_node("Mul", ["total", "k_float"], ["scaled"]),
-            helper.make_node("Greater", ["a", "b"], ["larger"]),
-            helper.make_node("ArgMax", ["a"], ["best"], axis=1, keepdims=0),
-        ],
-        [value("a", 1, ["n", 3]), value("b", 1, ["n", 3]), value("k", TensorProto.INT64, [1])],
-        [value("scaled", 1, ["n", 3]), value("larger", 9, ["n", 3]), value("best", 7, ["n"])],
-    )
-    rows = {**BATCH, "name": "rows"}
-    inputs = [tensor("a", "float32", rows, 3), tensor("b", "float32", rows, 3)]
-    outputs = [tensor("scaled", "float32", rows, 3), tensor("larger", "bool", rows, 3)]
-    with served(
-        folder, engine_library, inputs=[*inputs, tensor("k", "int64", 1)],
-        outputs=[*outputs, tensor("best", "int64", rows)], name="several",
-    ) as url:  # fmt: skip
+    with several_types(tmp_path_factory.mktemp("several"), engine_library) as url:
         yield url
 
 
 @pytest.fixture(scope="module")
 def colours(tmp_path_factory: pytest.TempPathFactory, engine_library: Path) -> Iterator[str]:
-    """Serve a classifier of photos by their mean colour, whose first label is hostile."""
-    folder = tmp_path_factory.mktemp("colours")
-    save(
-        folder / "model.onnx",
-        [
-            helper.make_node("Cast", ["photo"], ["float"], to=1),
-            helper.make_node("ReduceMean", ["float", "axes"], ["means"], keepdims=0),
-            helper.make_node("Softmax", ["means"], ["scores"], axis=1),
-        ],
-        [value("photo", TensorProto.UINT8, ["n", "h", "w", 3])],
-        [value("scores", 1, ["n", 3])],
-        numpy_helper.from_array(np.array([1, 2], np.int64), "axes"),
-    )
-    (folder / "labels.txt").write_text(f"{HOSTILE}\ngreen\nblue\n")
-    with served(
-        folder, engine_library, inputs=[PHOTO], outputs=[tensor("scores", "float32", BATCH, 3)],
-        name="colours", images={"photo": {"size": [16, 16]}}, labels={"scores": "labels.txt"},
-    ) as url:  # fmt: skip
+    with colour_photos(tmp_path_factory.mktemp("colours"), engine_library) as url:
         yield url
 
 
@@ -174,18 +82,6 @@ def boxes(tmp_path_factory: pytest.TempPathFactory, engine_library: Path) -> Ite
                   "batch": "batch", "labels": "labels.txt", "as": "labels"}],
     ) as url:  # fmt: skip
         yield url
-
-
-def echo(
-    folder: Path, library: Path, dtype: str, kind: int, *dims: Any
-) -> contextlib.AbstractContextManager[str]:
-    """Serve a model that answers what it was sent."""
-    sizes = [d if isinstance(d, int) else d["name"] for d in dims]
-    node = helper.make_node("Identity", ["x"], ["y"])
-    save(folder / "model.onnx", [node], [value("x", kind, sizes)], [value("y", kind, sizes)])
-    return served(
-        folder, library, inputs=[tensor("x", dtype, *dims)], outputs=[tensor("y", dtype, *dims)]
-    )
 
 
 def until(page: Any, expression: str) -> Any:

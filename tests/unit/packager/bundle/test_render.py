@@ -141,9 +141,8 @@ def schema_of(fields: dict[str, Any], name: str) -> Any:
 
 
 def test_the_description_has_the_models_names_types_and_sizes() -> None:
-    tensors = schema_of(manifest([X], [Y]), "InferRequest")["properties"]["inputs"]["items"][
-        "oneOf"
-    ]
+    inputs = schema_of(manifest([X, TEXT], [Y]), "InferRequest")["properties"]["inputs"]
+    tensors = inputs["items"]["oneOf"]
     assert tensors[0]["properties"]["name"] == {"const": "x"}
     assert tensors[0]["properties"]["datatype"] == {"const": "FP32"}
     sizes = tensors[0]["properties"]["shape"]["prefixItems"]

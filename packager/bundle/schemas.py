@@ -1,0 +1,214 @@
+"""Writes tensors as JSON schemas: of the Open Inference Protocol, and nested for `/predict`."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from packager.model import Dim, Signature, TensorSpec
+
+PROTOCOL_NAMES: Final = {
+    "float32": "FP32", "float64": "FP64", "float16": "FP16", "bfloat16": "BF16",
+    "int8": "INT8", "int16": "INT16", "int32": "INT32", "int64": "INT64",
+    "uint8": "UINT8", "uint16": "UINT16", "uint32": "UINT32", "uint64": "UINT64",
+    "bool": "BOOL", "string": "BYTES",
+}  # fmt: skip
+_MAX_ID_CHARACTERS: Final = 1024
+_MAX_SEQUENCE_ID_CHARACTERS: Final = 128
+
+
+def schemas(
+    signature: Signature, model: Mapping[str, Any], *, sequences: bool
+) -> dict[str, dict[str, Any]]:
+    """Return the schemas of requests and answers by name.
+
+    Args:
+        signature: What clients see.
+        model: `manifest["model"]`: its texts and labels.
+        sequences: The model keeps state.
+    """
+    inputs, outputs = signature.inputs, signature.outputs
+    return {
+        "InferRequest": _infer_request(inputs, outputs, sequences=sequences),
+        "InferAnswer": _infer_answer(outputs),
+        "PredictRequest": _object({"data": _plain_inputs(inputs, texts="text" in model)}),
+        "PredictAnswer": _object({"result": _plain_outputs(outputs, model.get("results", ()))}),
+    }
+
+
+def _infer_request(
+    inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], *, sequences: bool
+) -> dict[str, Any]:
+    parameters: dict[str, Any] = {
+        "binary_data_output": {"type": "boolean", "default": False},
+        "timeout": {"type": "integer", "minimum": 0, "title": "microseconds to wait at most"},
+    }
+    if sequences:
+        number = {"type": "integer", "minimum": 0, "maximum": 2**64 - 1}
+        text = {"type": "string", "maxLength": _MAX_SEQUENCE_ID_CHARACTERS}
+        parameters |= {
+            "sequence_id": {"anyOf": [number, text]},
+            "sequence_start": {"type": "boolean", "default": False},
+            "sequence_end": {"type": "boolean", "default": False},
+        }
+    wanted = _object(
+        {
+            "name": {"enum": [spec.name for spec in outputs]},
+            "parameters": {"type": "object", "properties": {"binary_data": {"type": "boolean"}}},
+        },
+        required=["name"],
+    )
+    tensors = [_wire_tensor(spec, nullable=False) for spec in inputs]
+    return _object(
+        {
+            "id": {"type": "string", "maxLength": _MAX_ID_CHARACTERS},
+            "parameters": {"type": "object", "properties": parameters},
+            "inputs": {
+                "type": "array",
+                "minItems": len(inputs),
+                "maxItems": len(inputs),
+                "items": {"oneOf": tensors} if len(tensors) > 1 else tensors[0],
+            },
+            "outputs": {"type": "array", "items": wanted, "maxItems": len(outputs)},
+        },
+        required=["inputs"],
+    )
+
+
+def _infer_answer(outputs: Sequence[TensorSpec]) -> dict[str, Any]:
+    tensors = [_wire_tensor(spec, nullable=True) for spec in outputs]
+    return {
+        "type": "object",
+        "required": ["model_name", "model_version", "outputs"],
+        "properties": {
+            "model_name": {"type": "string"},
+            "model_version": {"type": "string"},
+            "id": {"type": "string"},
+            "outputs": {"type": "array", "items": {"oneOf": tensors}},
+        },
+    }
+
+
+def _wire_tensor(spec: TensorSpec, *, nullable: bool) -> dict[str, Any]:
+    """Return the schema of one tensor of the protocol.
+
+    Args:
+        spec: The tensor.
+        nullable: An answer's: numbers that are not finite are null, and the data is missing where
+            it follows in binary. A request's data may be flat or nested.
+    """
+    element = _element(spec.dtype, nullable=nullable)
+    flat = {"type": "array", "items": element, **_count(spec)}
+    data = flat
+    if not nullable and len(spec.shape) > 1:
+        data = {"anyOf": [flat, _nested(spec, nullable=False)]}
+    required = ["name", "shape", "datatype"]
+    return _object(
+        {
+            "name": {"const": spec.name},
+            "shape": {
+                "type": "array",
+                "prefixItems": [_size(dim) for dim in spec.shape],
+                "minItems": len(spec.shape),
+                "maxItems": len(spec.shape),
+            }
+            if spec.shape
+            else {"type": "array", "maxItems": 0},
+            "datatype": {"const": PROTOCOL_NAMES[spec.dtype]},
+            "parameters": {"type": "object"},
+            "data": data,
+        },
+        required=required if nullable else [*required, "data"],
+    ) | {"title": str(spec)}
+
+
+def _count(spec: TensorSpec) -> dict[str, int]:
+    """Return how many elements there may be."""
+    least = math.prod(dim.min if dim.size is None else dim.size for dim in spec.shape)
+    sizes = [dim.max if dim.size is None else dim.size for dim in spec.shape]
+    if None in sizes:
+        return {"minItems": least}
+    return {"minItems": least, "maxItems": math.prod(size or 0 for size in sizes)}
+
+
+def _size(dim: Dim) -> dict[str, Any]:
+    if dim.size is not None:
+        return {"const": dim.size}
+    schema: dict[str, Any] = {"type": "integer", "minimum": dim.min}
+    if dim.max is not None:
+        schema["maximum"] = dim.max
+    if dim.name is not None:
+        schema["title"] = dim.name
+    return schema
+
+
+def _object(
+    properties: dict[str, dict[str, Any]], *, required: list[str] | None = None
+) -> dict[str, Any]:
+    return {
+        "type": "object",
+        "required": list(properties) if required is None else required,
+        "properties": properties,
+        "additionalProperties": False,
+    }
+
+
+def _plain_inputs(specs: Sequence[TensorSpec], *, texts: bool) -> dict[str, Any]:
+    forms = [_by_name(specs, nullable=False)]
+    if len(specs) == 1:
+        forms.insert(0, _nested(specs[0], nullable=False))
+    if texts:
+        text = {"type": "string"}
+        forms = [text, {"type": "array", "items": text, "minItems": 1}, *forms]
+    return {"anyOf": forms} if len(forms) > 1 else forms[0]
+
+
+def _plain_outputs(
+    specs: Sequence[TensorSpec], results: Iterable[Mapping[str, Any]]
+) -> dict[str, Any]:
+    """Return the schema of `/predict`'s result; labels stand beside the numbers."""
+    said = {entry["as"]: _labels(entry["kind"]) for entry in results if "labels" in entry}
+    if len(specs) == 1 and not said:
+        return _nested(specs[0], nullable=True)
+    schema = _by_name(specs, nullable=True)
+    schema["properties"] |= said
+    schema["required"] += list(said)
+    return schema
+
+
+def _labels(kind: str) -> dict[str, Any]:
+    row: dict[str, Any] = {"type": "array", "items": {"type": "string"}}
+    return {"type": "array", "items": row} if kind == "top_k" else row
+
+
+def _by_name(specs: Iterable[TensorSpec], *, nullable: bool) -> dict[str, Any]:
+    return _object({spec.name: _nested(spec, nullable=nullable) for spec in specs})
+
+
+def _nested(spec: TensorSpec, *, nullable: bool) -> dict[str, Any]:
+    schema = _element(spec.dtype, nullable=nullable)
+    for dim in reversed(spec.shape):
+        schema = {"type": "array", "items": schema}
+        if dim.size is not None:
+            schema |= {"minItems": dim.size, "maxItems": dim.size}
+        else:
+            schema["minItems"] = dim.min
+            if dim.max is not None:
+                schema["maxItems"] = dim.max
+    return schema
+
+
+def _element(dtype: str, *, nullable: bool) -> dict[str, Any]:
+    if dtype == "string":
+        return {"type": "string"}
+    if dtype == "bool":
+        return {"type": "boolean"}
+    if "float" in dtype:
+        return {"type": ["number", "null"] if nullable else "number"}
+    bits = int(dtype.lstrip("uint"))
+    if dtype.startswith("u"):
+        return {"type": "integer", "minimum": 0, "maximum": 2**bits - 1}
+    return {"type": "integer", "minimum": -(2 ** (bits - 1)), "maximum": 2 ** (bits - 1) - 1}
