@@ -198,6 +198,7 @@ def _check_references(fields: Dict[str, Any], files: Tuple[FileRecord, ...]) -> 
     references = [FIRST, fields["engine"]["library"], fields["engine"]["artifact"]]
     references.extend(fields["model"]["labels"].values())
     references.extend(_read_parts(fields["engine"]))
+    references.extend(_read_libraries(fields.get("bodies", {})))
     if fields["golden"]["samples"] > len(files):
         raise IntegrityFault("`manifest.json` names more golden samples than it lists files")
     for number in range(fields["golden"]["samples"]):
@@ -217,6 +218,13 @@ def _read_parts(engine: Dict[str, Any]) -> List[Any]:
     if type(parts) is not dict or parts.get("core") != engine["artifact"]:
         raise IntegrityFault("`engine.parts` in `manifest.json` does not fit `engine.artifact`")
     return [parts[key] for key in ("head", "tail") if parts.get(key) is not None]
+
+
+def _read_libraries(bodies: Any) -> List[Any]:
+    """Return the libraries that decode bodies."""
+    if type(bodies) is not dict or not all(type(entry) is dict for entry in bodies.values()):
+        raise IntegrityFault("`bodies` in `manifest.json` is of the wrong type")
+    return [entry["library"] for entry in bodies.values() if "library" in entry]
 
 
 def _is_sha256(value: Any) -> bool:

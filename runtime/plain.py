@@ -19,6 +19,9 @@ class PlainProtocol:
         signature: The model's.
         tokenize: Turns texts into the model's inputs; None for a model that takes no text.
         say: Returns labels by name for an answer, which then is an object.
+
+    Attributes:
+        tokenize: As given.
     """
 
     def __init__(
@@ -28,7 +31,7 @@ class PlainProtocol:
         say: Optional[Callable[[Mapping[str, Tensor]], Dict[str, Any]]] = None,
     ) -> None:
         self._signature = signature
-        self._tokenize = tokenize
+        self.tokenize = tokenize
         self._say = say
         self._writer = Writer()
 
@@ -48,8 +51,8 @@ class PlainProtocol:
             raise BadRequest("the request has no `%s`, only `data`" % clip(odd))
         data = document["data"]
         inputs = self._signature.inputs
-        texts = None if self._tokenize is None else _texts(data)
-        if self._tokenize is not None and texts is not None:
+        texts = None if self.tokenize is None else _texts(data)
+        if self.tokenize is not None and texts is not None:
             # The number of texts is checked before the work is done.
             for name, taken in inputs.items():
                 rows = taken.dims[0]
@@ -58,7 +61,7 @@ class PlainProtocol:
                         "there are %d texts where `%s` takes %d at most"
                         % (len(texts), name, rows.max)
                     )
-            feeds = self._tokenize(texts)
+            feeds = self.tokenize(texts)
             self._signature.check(feeds)
             return feeds
         if type(data) is not dict:

@@ -44,12 +44,14 @@ class Task(NamedTuple):
         run: Returns the results of a request and its caller.
         encode: Returns the protocol's answer.
         fail: Returns the protocol's answer for whatever was raised; raises nothing.
+        aside: Always done in a thread: a few bytes of body can be long work.
     """
 
     decode: Callable[[Any], Any]
     run: Callable[[Any, str], Any]
     encode: Callable[[Any, Any], Any]
     fail: Callable[[Exception], Any]
+    aside: bool = False
 
 
 def perform(task: Task, body: Body, caller: str = "") -> Any:
@@ -180,9 +182,9 @@ class Scheduler:
         Returns:
             The job, None where it is done already.
         """
-        if self._batching is not None and len(body) <= MAX_BATCHED_BYTES:
+        if self._batching is not None and len(body) <= MAX_BATCHED_BYTES and not task.aside:
             return self._gather(self._job(task, body, route, done, deadline, caller))
-        if self._pace.is_inline(route, len(body)):
+        if self._pace.is_inline(route, len(body)) and not task.aside:
             self._run_inline(task, body, route, done, caller)
             return None
         if self._workers.waiting >= self._queue:

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 import packager
 from packager.bundle.archive import Entry, write_archive
+from packager.bundle.bodies import body_entries, body_fields, body_modules
 from packager.bundle.render import render_server
 from packager.bundle.results import make_readable
-from packager.bundle.sequence import sequence_fields
+from packager.bundle.sequence import client_signature, sequence_fields
 from packager.bundle.serving import runtime_packages, serving_fields
 from packager.errors import InputOutputError
 from packager.manifest import FORMAT
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
     from packager.artifact import Artifact, Prebuilt
     from packager.bundle.golden import Golden
+    from packager.bundle.image_library import CarriedImageLibrary
     from packager.bundle.library import FetchedLibrary
     from packager.data import Samples
     from packager.recipe import ImageInput, Recipe
@@ -61,6 +63,7 @@ def assemble(
     calibration: Samples | None = None,
     sequence: int | None = None,
     batch_rows: int = 0,
+    image_libraries: Sequence[CarriedImageLibrary] = (),
     vendor: Sequence[Entry] = (),
 ) -> Bundle:
     """Write `NAME-VERSION-TARGET.edgepack`; the same arguments give the same bytes.
@@ -77,6 +80,7 @@ def assemble(
         out_dir: Where the bundle is written.
         calibration: What the search calibrated on: the manifest tells its kind, `random` above all.
         sequence: The integer that decides downgrades; None derives it from the version.
+        image_libraries: What decodes photos that clients send as they are.
         vendor: NVIDIA's files, where the user wants them carried.
 
     Raises:
@@ -123,6 +127,7 @@ def assemble(
         **serving_fields(recipe, batch_rows=batch_rows),
         **_sequences(artifact, recipe, target),
     }
+    manifest |= body_fields(recipe, client_signature(manifest), image_libraries)
     entries = [
         *(
             Entry(path=path, source=source, compress=True)
@@ -131,7 +136,8 @@ def assemble(
         *(Entry(path=engine_path(e), source=e.path, compress=True) for e in artifact.engines),
         Entry(path=_LIBRARY, source=library.path, xz_source=library.xz_path),
         *(Entry(path=path, source=data) for path, data in render_server(manifest).items()),
-        *_runtime(runtime_packages(manifest)),
+        *_runtime(runtime_packages(manifest), body_modules(manifest)),
+        *body_entries(manifest, image_libraries),
         *golden.entries,
         *readable.entries,
         *_licenses(target, library),
@@ -211,11 +217,12 @@ def _tensorrt(artifact: Artifact) -> dict[str, Any]:
     return {"tensorrt": {**artifact.tensorrt, "engines": engines}}
 
 
-def _runtime(packages: Sequence[str]) -> list[Entry]:
+def _runtime(packages: Sequence[str], modules: Sequence[str]) -> list[Entry]:
     """Return the runtime's modules: those that everyone needs, and the packages named."""
     folder = data_dir("runtime")
     found = [path for glob in ("*.py", *(f"{name}/*.py" for name in packages))
              for path in folder.glob(glob)]  # fmt: skip
+    found += [folder / module for module in modules]
     return [
         Entry(path=f"runtime/{path.relative_to(folder).as_posix()}", source=path)
         for path in sorted(found)

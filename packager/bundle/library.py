@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import importlib.util
 import json
 import os
 import shutil
@@ -12,6 +11,7 @@ import sys
 import tempfile
 import zipfile
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -146,13 +146,12 @@ def _remake(
 
 def _copy_installed(library: EngineLibrary, out: Path) -> bool:
     """Copy from the package installed in this Python, if it has the very same library."""
-    # A package of the index may hold a module of another name.
-    spec = importlib.util.find_spec(library.member.partition("/")[0])
-    if spec is None or spec.origin is None:
+    try:
+        package = metadata.distribution(library.package)
+    except metadata.PackageNotFoundError:
         return False
-    site = Path(spec.origin).parent.parent
-    source = site / library.member
-    licenses = [site / member for member in library.licenses]
+    source = Path(str(package.locate_file(library.member)))
+    licenses = [Path(str(package.locate_file(member))) for member in library.licenses]
     if not source.is_file() or not all(path.is_file() for path in licenses):
         return False
     if source.stat().st_size != library.member_size:

@@ -45,12 +45,10 @@ def serving_fields(recipe: Recipe, *, batch_rows: int = 0) -> dict[str, Any]:
 
 def runtime_packages(manifest: Mapping[str, Any]) -> tuple[str, ...]:
     """Return the folders of `runtime/` that a bundle carries besides its top level."""
-    decodes = any(manifest["model"].get(kind) for kind in ("images", "audio", "columns"))
     asked = {
         "nvidia": bool(manifest.get("tensorrt")),
         "grpc": manifest["server"]["grpc"],
         "closed": True,
-        "bodies": decodes and manifest["server"]["plain"],
         "privacy": "privacy" in manifest,
     }
     return tuple(name for name, wanted in asked.items() if wanted)

@@ -10,6 +10,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from packager.bundle.privacy import check_mask
 from packager.errors import BudgetMissed, IntegrityError
 from packager.pipeline import stages
 from packager.pipeline.batching import batching_stage
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
     from packager.artifact import Artifact
     from packager.bundle.assemble import Bundle
+    from packager.bundle.image_library import CarriedImageLibrary
     from packager.console import Reporter
     from packager.model import Model
     from packager.pipeline.plan import Plan
@@ -83,6 +85,7 @@ def run_plan(plan: Plan, *, reporter: Reporter) -> tuple[Built, ...]:
     cache = StageCache(plan.cache_dir)
     with workspace(plan.cache_dir) as work:
         model = stages.import_stage(plan.recipe, cache=cache, work=work, reporter=reporter)
+        check_mask(plan.recipe, model.signature)
         data = stages.Data.load(plan.recipe, model, reporter=reporter)
         built = []
         for target in plan.targets:
@@ -137,6 +140,7 @@ def _build_one(
         target.engine.library, cache=plan.cache_dir, wheelhouse=plan.wheelhouse, reporter=reporter
     )
     vendor = vendor_stage(plan, target, reporter=reporter)
+    images = _image_libraries(plan, target, artifact, reporter=reporter)
 
     def bundled(folder: str) -> Bundle:
         (work / folder).mkdir()
@@ -148,6 +152,7 @@ def _build_one(
             library=library,
             calibration=data.calibration,
             sequence=plan.sequence,
+            image_libraries=images,
             vendor=vendor,
             batch_rows=batching.rows,
             out_dir=work / folder,
@@ -174,6 +179,22 @@ def _build_one(
     )
     _publish(plan, built, outcome, bundle.path, inputs=inputs, began=began)
     return built
+
+
+def _image_libraries(
+    plan: Plan, target: Target, artifact: Artifact, *, reporter: Reporter
+) -> tuple[CarriedImageLibrary, ...]:
+    """Return what decodes photos on the device, for a model that takes them."""
+    from packager.bundle.bodies import takes_photos
+    from packager.bundle.image_library import fetch_image_libraries
+
+    wanted = plan.recipe.server.image_bodies
+    if wanted is False or not takes_photos(plan.recipe, artifact.signature):
+        return ()
+    return fetch_image_libraries(
+        target, cache=plan.cache_dir, wheelhouse=plan.wheelhouse, reporter=reporter,
+        must=wanted is True,
+    )  # fmt: skip
 
 
 def check_bundle(

@@ -20,6 +20,8 @@ class Server:
         metrics, openapi, plain, grpc, page: Serve `/metrics`, `/openapi.json`, `/predict`, the
             protocol over gRPC, a page for people at `/`.
         max_json_kb: JSON bodies above are refused with the binary way named.
+        image_bodies: Take photos as JPEG and PNG files, for which two libraries are carried; None:
+            where those can be had.
         workers: Threads that run the model; None for two, so that one request is decoded while
             the engine works on another.
         queue: Requests that may wait for a worker; more are turned away.
@@ -36,6 +38,7 @@ class Server:
     grpc: bool = True
     page: bool = True
     max_json_kb: int = 256
+    image_bodies: bool | None = None
     workers: int | None = None
     queue: int = 64
     deadline_s: float = 0.0

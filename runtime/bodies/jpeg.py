@@ -47,7 +47,9 @@ def read_header(data: bytes) -> Header:
     """
     if data[:3] != b"\xff\xd8\xff":
         raise BadRequest("the body is no JPEG file")
-    frame = exif = xmp = None
+    frame: Optional[bytes] = None
+    exif: Optional[bytes] = None
+    xmp: Optional[bytes] = None
     at = 2
     for _ in range(_MOST_SEGMENTS):
         at = data.find(b"\xff", at)

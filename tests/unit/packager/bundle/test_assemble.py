@@ -15,7 +15,9 @@ import numpy as np
 import pytest
 
 from packager.bundle.assemble import Bundle, assemble, measure_parts
+from packager.bundle.bodies import body_modules
 from packager.bundle.golden import make_golden
+from packager.bundle.serving import runtime_packages
 from packager.data import Samples
 from packager.errors import InputOutputError, UsageError
 from packager.manifest import canonical_json
@@ -67,12 +69,19 @@ def test_the_device_accepts_what_the_host_assembled(small_bundle: Bundle) -> Non
     assert small_bundle.size_bytes == small_bundle.path.stat().st_size
 
 
-def test_every_runtime_module_is_carried(small_bundle: Bundle) -> None:
+def test_every_runtime_module_is_carried_that_the_manifest_asks_for(small_bundle: Bundle) -> None:
+    manifest = read_manifest(small_bundle)
+    folder = data_dir("runtime")
+    packages = [f"{name}/*.py" for name in runtime_packages(manifest)]
+    wanted = {path.relative_to(folder).as_posix()
+              for glob in ("*.py", *packages) for path in folder.glob(glob)}  # fmt: skip
+    wanted |= set(body_modules(manifest))
+    assert not any(name.startswith("nvidia/") for name in wanted)
     with zipfile.ZipFile(small_bundle.path) as archive:
         carried = {name for name in archive.namelist() if name.startswith("runtime/")}
-        for path in data_dir("runtime").glob("*.py"):
-            assert archive.read(f"runtime/{path.name}") == path.read_bytes()
-    assert carried == {f"runtime/{path.name}" for path in data_dir("runtime").glob("*.py")}
+        for name in wanted:
+            assert archive.read(f"runtime/{name}") == (folder / name).read_bytes()
+    assert carried == {f"runtime/{name}" for name in wanted}
 
 
 def test_the_same_arguments_give_the_same_bytes_in_two_folders_under_two_umasks(

@@ -202,6 +202,9 @@ def test_the_installed_package_is_used_when_it_has_the_very_library(
                        ("Notices.txt", b"more\n")):  # fmt: skip
         (site / "tiny_engine").mkdir(parents=True, exist_ok=True)
         (site / "tiny_engine" / name).write_bytes(data)
+    known = site / "tiny_engine-1.0.dist-info"
+    known.mkdir()
+    (known / "METADATA").write_text("Metadata-Version: 2.1\nName: tiny-engine\nVersion: 1.0\n")
     monkeypatch.syspath_prepend(str(site))
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     installed = replace(
