@@ -20,7 +20,7 @@ bench: .venv/.bench
 
 # Other tools on the same models, in environments of their own: 2 GB of packages, and longer.
 bench-peers: .venv/.bench
-	$(BIN)/python tests/benchmarks peers
+	$(BIN)/python tests/benchmarks peers servers
 
 lint: .venv/.test
 	$(BIN)/python -m pytest tests/house/test_lint.py

@@ -81,10 +81,12 @@ wrk.body = file:read("*a")
 
 @dataclass(frozen=True)
 class Load:
-    """One request, sent again and again."""
+    """One request, sent again and again, over so many connections at once."""
 
     body: bytes
     fields: dict[str, str]
+    path: str = MODEL
+    connections: int = CONNECTIONS
 
 
 @dataclass(frozen=True)
@@ -167,9 +169,9 @@ def drive_wrk(port: int, load: Load, seconds: float, folder: Path) -> int:
     script = folder / "load.lua"
     fields = "\n".join(f'wrk.headers["{key}"] = "{value}"' for key, value in load.fields.items())
     script.write_text(WRK % (body, fields))
-    argv = ["wrk", "-t1", f"-c{CONNECTIONS}", f"-d{seconds:.0f}s", "-s", str(script)]
+    argv = ["wrk", "-t1", f"-c{load.connections}", f"-d{seconds:.0f}s", "-s", str(script)]
     done = subprocess.run(
-        [*argv, f"http://127.0.0.1:{port}{MODEL}"], check=True, capture_output=True, text=True
+        [*argv, f"http://127.0.0.1:{port}{load.path}"], check=True, capture_output=True, text=True
     )
     if "Non-2xx" in done.stdout or "Socket errors" in done.stdout:
         raise RuntimeError(done.stdout)
@@ -180,10 +182,10 @@ def drive_here(port: int, load: Load, seconds: float) -> int:
     """Send the requests from this process, where wrk is missing."""
     fields = {"Host": "127.0.0.1", **load.fields, "Content-Length": str(len(load.body))}
     lines = "".join(f"{key}: {value}\r\n" for key, value in fields.items())
-    wire = f"POST {MODEL} HTTP/1.1\r\n{lines}\r\n".encode() + load.body
+    wire = f"POST {load.path} HTTP/1.1\r\n{lines}\r\n".encode() + load.body
     answers = 0
     with selectors.DefaultSelector() as selector:
-        for _ in range(CONNECTIONS):
+        for _ in range(load.connections):
             client = socket.create_connection(("127.0.0.1", port))
             selector.register(client, selectors.EVENT_READ)
             client.sendall(wire)
@@ -214,7 +216,7 @@ def start(subject: Subject, port: int, load: Load) -> tuple[subprocess.Popen[byt
                 raise RuntimeError(f"{subject.name} does not start") from None
             time.sleep(0.001)
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
-    connection.request("POST", MODEL, load.body, load.fields)
+    connection.request("POST", load.path, load.body, load.fields)
     reply = connection.getresponse()
     elapsed_s = time.perf_counter() - began
     if reply.status != 200:
