@@ -134,9 +134,8 @@ def ask(text_bundle: Bundle) -> Iterator[Any]:
     with open_release(str(text_bundle.path), True) as release:
         engine = open_engine(release, 1)
         app = App(release, engine)
-        yield lambda data: json.loads(app._predict(json.dumps({"data": data}).encode()).body)[
-            "result"
-        ]
+        predict = app._endpoints()["predict"].act
+        yield lambda data: json.loads(predict(json.dumps({"data": data}).encode()).body)["result"]
         engine.close()
 
 
@@ -227,7 +226,7 @@ def test_greedily_decoded_rows_are_shown_as_text(
     with open_release(str(bundle.path), True) as release:
         engine = open_engine(release, 1)
         body = json.dumps({"data": frames.tolist()}).encode()
-        result = json.loads(App(release, engine)._predict(body).body)["result"]
+        result = json.loads(App(release, engine)._endpoints()["predict"].act(body).body)["result"]
         engine.close()
     assert result == {
         "y": [[0, 0, 1, 2, -1, -1], [2, -1, -1, -1, -1, -1]], "y_text": ["aa b", "b"],
@@ -253,7 +252,7 @@ def test_boxes_are_shown_with_their_labels(plain_library: FetchedLibrary, tmp_pa
     with open_release(str(bundle.path), True) as release:
         engine = open_engine(release, 1)
         body = json.dumps({"data": [places]}).encode()
-        result = json.loads(App(release, engine)._predict(body).body)["result"]
+        result = json.loads(App(release, engine)._endpoints()["predict"].act(body).body)["result"]
         assert release.manifest["golden"]["decided"] == ["boxes", "scores", "classes", "batch"]
         engine.close()
     assert result["labels"] == ["dog", "cat"]
