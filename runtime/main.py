@@ -71,7 +71,8 @@ COMMANDS: Dict[str, Command] = {
         "run one inference per input file",
         (
             Option(
-                ("-i", "--input"), "FILE", ".npz by input names, or .npy; repeatable", default=[]
+                ("-i", "--input"), "FILE", ".npz, .npy, or a file for /predict; repeatable",
+                default=[],
             ),
             Option(("-o", "--output"), "FILE", "write the outputs to an .npz by their names"),
             Option(

@@ -9,14 +9,20 @@ from typing import Any, Dict, List, Mapping, Optional, Sequence
 
 from .detect import check_fits, detect_device
 from .engine import describe_choice, open_engine
-from .errors import InputOutputFault, UsageFault
+from .errors import BadRequest, InputOutputFault, UsageFault
+from .mediatypes import kind_of_file
 from .npz import read_npy, read_npz, write_npz
 from .release import Release, open_release
 from .results import Result, read_lines, read_results, show
 from .signature import Signature
 from .tensor import Tensor
 
-_PHOTOS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif")
+# What only the build host decodes.
+_OTHER_PHOTOS = (".bmp", ".webp", ".tif", ".tiff", ".gif")
+# The most that a file's inputs may take: a part of the memory that the target promises.
+_SHARE_OF_MEMORY = 16
+_LEAST_BYTES = 16 << 20
+_MOST_TEXT_BYTES = 64 << 20
 _SHOWN_ELEMENTS = 8
 _SHOWN_ROWS = 20
 
@@ -35,7 +41,7 @@ def run_predict(
     Args:
         path: The bundle or release.
         inputs: `.npz` files with one array per input name, `.npy` for a model of one input, or
-            `.txt` with a text per line for a model that takes text.
+            what `/predict` takes: a photo, a sound, a table, or lines of text.
         output: Where the outputs go as `.npz`, one array per output name.
         top: Classes shown per row where an output has labels.
         threads: Intra-op threads; None for the manifest's choice.
@@ -89,20 +95,11 @@ def run_predict(
 
 def _read_feeds(path: str, signature: Signature, release: Release) -> Dict[str, Tensor]:
     suffix = os.path.splitext(path)[1].lower()
-    if suffix in _PHOTOS:
-        raise UsageFault(
-            "`%s` is a photo, and a device decodes none" % path,
-            "edgepack predict on the build host, or hand the pixels over as .npz",
-        )
     if suffix == ".npz":
         return read_npz(path)
-    if suffix == ".txt":
-        return _read_texts(path, release)
-    if suffix == ".wav":
-        raise UsageFault(
-            "`%s` is a sound file, and a device decodes none" % path,
-            "edgepack predict on the build host, or hand the samples over as .npz",
-        )
+    kind = kind_of_file(path)
+    if kind is not None or suffix in _OTHER_PHOTOS:
+        return _read_body(path, kind, signature, release)
     if suffix != ".npy":
         raise UsageFault(
             "`%s` is no input file" % path, "give an .npz with one array per input name"
@@ -112,35 +109,52 @@ def _read_feeds(path: str, signature: Signature, release: Release) -> Dict[str, 
             "`%s` holds one array, and the model takes %d inputs" % (path, len(signature.inputs)),
             "give an .npz with the arrays %s" % ", ".join("`%s`" % n for n in signature.inputs),
         )
+    return {next(iter(signature.inputs)): read_npy(_read_file(path), path)}
+
+
+def _read_body(
+    path: str, kind: Optional[str], signature: Signature, release: Release
+) -> Dict[str, Tensor]:
+    """Return the inputs that a file holds which could as well be sent to `/predict`."""
+    served = release.manifest.get("bodies", {})
+    if kind is None or kind not in served:
+        raise UsageFault(
+            "`%s` is of no kind that this bundle decodes" % path,
+            "give an .npz with one array per input name%s"
+            % "".join(", or `%s`" % one for one in sorted(served)),
+        )
+    from .bodies import Bodies
+
+    tokenize = None
+    if release.manifest["model"].get("text"):
+        from .wordpiece import open_tokenizer
+
+        tokenize = open_tokenizer(release.manifest, release).encode
+    memory_bytes = int(release.manifest["target"].get("memory_mib", 0)) << 20
+    bodies = Bodies(
+        release,
+        signature,
+        most_bytes=max(memory_bytes // _SHARE_OF_MEMORY, _LEAST_BYTES),
+        most_text_bytes=_MOST_TEXT_BYTES,
+        tokenize=tokenize,
+    )
+    try:
+        return bodies.decode(kind, _read_file(path, bodies.most_body_bytes(kind)))
+    except BadRequest as fault:
+        raise BadRequest("`%s`: %s" % (path, fault.message), hint=fault.hint) from fault
+
+
+def _read_file(path: str, most_bytes: Optional[int] = None) -> bytes:
     try:
         with open(path, "rb") as stream:
-            data = stream.read()
+            data = stream.read() if most_bytes is None else stream.read(most_bytes + 1)
     except OSError as fault:
         raise InputOutputFault(
             "`%s` cannot be read: %s" % (path, (fault.strerror or str(fault)).lower())
         ) from fault
-    return {next(iter(signature.inputs)): read_npy(data, path)}
-
-
-def _read_texts(path: str, release: Release) -> Dict[str, Tensor]:
-    """Return one row per line that is not empty."""
-    if not release.manifest["model"].get("text"):
-        raise UsageFault("`%s` holds text, and the model takes none" % path, "give an .npz")
-    from .wordpiece import open_tokenizer
-
-    try:
-        with open(path, encoding="utf-8") as stream:
-            lines = [line.rstrip("\n") for line in stream]
-    except OSError as fault:
-        raise InputOutputFault(
-            "`%s` cannot be read: %s" % (path, (fault.strerror or str(fault)).lower())
-        ) from fault
-    except UnicodeDecodeError as fault:
-        raise UsageFault("`%s` is not UTF-8" % path, "save it as UTF-8") from fault
-    texts = [line for line in lines if line.strip()]
-    if not texts:
-        raise UsageFault("`%s` holds no text" % path, "one text per line")
-    return open_tokenizer(release.manifest, release).encode(texts)
+    if most_bytes is not None and len(data) > most_bytes:
+        raise UsageFault("`%s` has more than %d bytes" % (path, most_bytes))
+    return data
 
 
 def _read_labels(release: Release) -> Dict[str, List[str]]:

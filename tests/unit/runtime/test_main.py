@@ -111,7 +111,7 @@ def test_predict_writes_one_array_per_output_name(
         (["predict", "-i"], 2, "`-i` needs a value: FILE", None),
         (["predict", "--tpo", "3"], 2, "`predict` has no option `--tpo`", "did you mean `--top`?"),
         (["predict", "-i", "in.npz", "--top=0"], 2, "`--top` cannot be `0`", "give 1 to 10000"),
-        (["predict", "-i", "a.png"], 2, "`a.png` is a photo, and a device decodes", "edgepack"),
+        (["predict", "-i", "a.png"], 2, "`a.png` is of no kind that this bundle", "give an .npz"),
         (["predict", "-i", "a.dat"], 2, "`a.dat` is no input file", "give an .npz"),
         (["predict", "-i", "none.npz"], 10, "none.npz", None),
         (["predict", "-i", "none.npy"], 10, "`none.npy` cannot be read: no such file", None),
