@@ -29,7 +29,7 @@ _INTERRUPTED = 130
 _RETRY_S = 0.02
 _COMMANDS = (
     "demo", "inspect", "targets", "compress", "build", "report", "predict", "run", "bench",
-    "verify", "doctor",
+    "verify", "export", "doctor",
 )  # fmt: skip
 
 

@@ -25,11 +25,13 @@ TARGETS = [
 def test_help_names_every_command(edgepack: Any) -> None:
     done = edgepack("--help", check=True)
     for command in ("demo", "inspect", "targets", "build", "predict", "run", "bench", "verify",
-                    "doctor"):  # fmt: skip
+                    "export", "doctor"):  # fmt: skip
         assert f"\n  {command} " in done.stdout
 
 
-@pytest.mark.parametrize("command", ["build", "predict", "run", "bench", "verify", "inspect"])
+@pytest.mark.parametrize(
+    "command", ["build", "predict", "run", "bench", "verify", "export", "inspect"]
+)
 def test_each_command_has_help_without_heavy_imports(edgepack: Any, command: str) -> None:
     assert edgepack(command, "--help", check=True).stdout.startswith(f"Usage: edgepack {command}")
 
