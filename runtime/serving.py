@@ -68,11 +68,11 @@ def run_server(path: str, values: Mapping[str, Any]) -> None:
             if succession is not None:
                 prove(release, engine)
             app = load_app(release, engine)
+            app.inference.warm_up()  # before anyone observes: these zeros are nobody's request
             if release.manifest.get("privacy"):
                 from .privacy.watching import Watch
 
                 watch = Watch(release, app.inference, options, app.metrics)
-            app.inference.warm_up()
             serve(app, options, handover=Handover(path, release.digest), succession=succession)
         finally:
             engine.close()

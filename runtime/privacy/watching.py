@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import os
-import sys
 from typing import Any, Dict, Mapping, Optional, Tuple
 
+from ..logs import log
 from ..npz import read_npz
 from .capture import Capture, Chooser
 from .drift import Drift, Key
@@ -127,4 +127,4 @@ def _show_drift(page: Any, drift: Drift) -> None:
 
 
 def _tell(sentence: str) -> None:
-    print("capture: %s" % sentence, file=sys.stderr, flush=True)
+    log.event("capture", "warning", state=sentence)
