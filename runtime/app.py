@@ -118,7 +118,6 @@ class App:
         self._page: Any = None
         self._streams: Any = None
         self._forms: Optional[BodyForms] = None
-        self._streams: Any = None
         self._server_metadata = _json_answer(
             {
                 "name": "edgepack",
@@ -388,6 +387,7 @@ def default_routes(manifest: Mapping[str, Any]) -> Tuple[Tuple[str, str], ...]:
             (base, "model_metadata"),
             (base + "/ready", "ready"),
             (base + "/infer", "infer"),
+            (base + "/infer_stream", "infer_stream"),
         ]
     server = manifest.get("server", {})
     for key, path in (("plain", "/predict"), ("metrics", "/metrics"), ("openapi", "/openapi.json")):

@@ -103,6 +103,7 @@ class Connection:
         self._ended = False  # the client sends no more
         self._closing = False  # no further request is answered
         self._job: Optional[Job] = None
+        self._events: Any = None  # the event stream that is being sent
         self._fresh = shared.http2 is not None  # may still turn out to be HTTP/2
         self._early = b""
         self._stage = IDLE
@@ -135,6 +136,8 @@ class Connection:
         self._dismiss()
         if self._job is not None:
             self._job.cancel()
+        if self._events is not None:
+            self._events.lose()
         self._reader.release()
         self._shared.connections.pop(self, None)
         self._shared.metrics.connections -= 1
@@ -188,12 +191,16 @@ class Connection:
         """Go on with what came meanwhile."""
         self._blocked = False
         self.deadline = self._shared.loop.time() + IDLE_TIMEOUT_S
-        if not self._scheduled:
+        if self._events is not None:
+            self._events.resume()
+        elif not self._scheduled:
             self._advance()
 
     def expire(self) -> None:
         """End a connection that took too long."""
-        if self._closing or self._blocked or self._reader.stage == IDLE:
+        if self._events is not None and not self._blocked:
+            self._events.beat()
+        elif self._closing or self._blocked or self._reader.stage == IDLE:
             self._stream.abort()
         else:
             self._fail(BadRequest("the request did not arrive in time", 408))
@@ -266,6 +273,13 @@ class Connection:
     def _answer(self, admission: Admission, body: Body) -> None:
         shared = self._shared
         started = time.perf_counter()
+        if admission.stream is not None:
+            self._busy = True
+            self._events = admission.stream(
+                admission, body, self, shared=shared, stream=self._stream, caller=self._name
+            )
+            self._events.beat()
+            return
         if admission.refusal is not None or admission.task is None:
             self._send(admission, started, _act(admission, body))
             return
@@ -276,29 +290,38 @@ class Connection:
             body,
             route=admission.route,
             caller=self._name,
-            done=partial(self._finish, admission, started),
+            done=partial(self.finish, admission, started),
         )
 
-    def _finish(self, admission: Admission, started: float, answer: Answer) -> None:
+    def finish(self, admission: Admission, started: float, answer: Answer) -> None:
+        """Send the answer that work on a request came to."""
         self._busy = False
-        self._job = None
+        self._job = self._events = None
         if not self._closing:
             self._send(admission, started, answer)
 
-    def _send(self, admission: Admission, started: float, answer: Answer) -> None:
-        shared = self._shared
+    def end_events(self, *, keep_alive: bool) -> None:
+        """Go on after an event stream that was sent."""
+        self._busy = False
+        self._events = None
+        if not self._closing:
+            self._go_on(keep_alive=keep_alive)
+
+    def settle(self, admission: Admission, started: float, answer: Answer) -> Answer:
+        """Count and tell of an answer, and return it with all its fields."""
         head = admission.head
-        reader = self._reader
-        reader.release()
-        self._dismiss()
         if admission.fields:
             answer = answer._replace(fields=answer.fields + admission.fields)
-        keep_alive = head.keep_alive and not reader.dead and not shared.draining
-        now = time.perf_counter()
-        shared.metrics.observe(admission.route, answer.status, now - started, head.method)
+        seconds = time.perf_counter() - started
+        self._shared.metrics.observe(admission.route, answer.status, seconds, head.method)
         if log.has_access or "traceparent" in head.fields:
-            answer = self._told(admission, answer, now - started)
-        self.deadline = shared.loop.time() + IDLE_TIMEOUT_S
+            answer = self._told(admission, answer, seconds)
+        return answer
+
+    def _send(self, admission: Admission, started: float, answer: Answer) -> None:
+        head = admission.head
+        keep_alive = head.keep_alive and not self._reader.dead and not self._shared.draining
+        answer = self.settle(admission, started, answer)
         self._stream.write(
             wire(
                 answer,
@@ -307,6 +330,15 @@ class Connection:
                 with_body=head.method != "HEAD",
             )
         )
+        self._go_on(keep_alive=keep_alive)
+
+    def _go_on(self, *, keep_alive: bool) -> None:
+        """Close after an answer, or take the next request."""
+        shared, reader = self._shared, self._reader
+        reader.release()
+        self._dismiss()
+        if not self._blocked:
+            self.deadline = shared.loop.time() + IDLE_TIMEOUT_S
         if not keep_alive:
             self._close(unread=reader.dead)
         elif reader.buffered:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from math import prod
-from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Optional, Sequence
 
 from .dtypes import BY_NAME
 from .errors import DeviceError, ModelFault
@@ -24,7 +24,8 @@ class InferRequest(NamedTuple):
         binary: Names of the outputs wanted in binary; None where the default holds for all.
         binary_default: Whether outputs that say nothing are wanted in binary.
         timeout_s: How long the client lets it wait; None for no limit of its own.
-        sequence: Its sequence's id, and whether it begins and ends it; None outside of any.
+        sequence: Its sequence's id, and whether it begins and ends it; None outside of any. Of a
+            piece of a stream, the lease that the stream has.
     """
 
     feeds: Dict[str, Tensor]
@@ -33,7 +34,7 @@ class InferRequest(NamedTuple):
     binary: Optional[Mapping[str, bool]] = None
     binary_default: bool = False
     timeout_s: Optional[float] = None
-    sequence: Optional[Tuple[str, bool, bool]] = None
+    sequence: Any = None
 
 
 class Inference:

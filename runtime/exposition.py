@@ -25,9 +25,7 @@ ROUTES: Mapping[str, Tuple[str, str]] = {
     "ready": ("GET", "/v2/health/ready"),
     "model_metadata": ("GET", _MODEL),
     "infer": ("POST", _MODEL + "/infer"),
-    "generate": ("POST", _MODEL + "/generate"),
-    "generate_stream": ("POST", _MODEL + "/generate_stream"),
-    "stream": ("POST", _MODEL + "/stream"),
+    "infer_stream": ("POST", _MODEL + "/infer_stream"),
     "predict": ("POST", "/predict"),
     "metrics": ("GET", "/metrics"),
     "openapi": ("GET", "/openapi.json"),
@@ -36,7 +34,7 @@ ROUTES: Mapping[str, Tuple[str, str]] = {
 }
 # Answered before a route was known: the conventions then have an error type in its place.
 UNROUTED = frozenset(("unknown", "refused", "malformed", "overflow"))
-INFERENCE_ROUTES = frozenset(("infer", "predict", "stream", "generate", "generate_stream"))
+INFERENCE_ROUTES = frozenset(("infer", "infer_stream", "predict"))
 INFERENCE_CALLS = frozenset(("ModelInfer", "ModelStreamInfer"))
 _INFERENCE_SERVICE = "inference.GRPCInferenceService"
 GRPC_METHODS: Mapping[str, Tuple[str, ...]] = {

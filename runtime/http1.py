@@ -34,6 +34,8 @@ PHRASES = {
 }
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 JSON_TYPE = b"Content-Type: application/json\r\n"
+# A proxy that gathers an answer before it passes it on would make a stream of one piece.
+EVENTS_TYPE = b"Content-Type: text/event-stream\r\nX-Accel-Buffering: no\r\n"
 
 _TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]"
 _REQUEST_LINE = re.compile(rb"(" + _TOKEN + rb"{1,32}) ([\x21-\x7e]+) HTTP/([0-9])\.([0-9])")
@@ -247,6 +249,14 @@ _START = {
     for status, phrase in PHRASES.items()
 }
 _OK_JSON = _START[200] + JSON_TYPE + b"Content-Length: %d\r\n\r\n"
+
+
+def stream_head(fields: bytes, *, keep_alive: bool, minor: int) -> bytes:
+    """Return the head of an answer of unknown length: in chunks, to the end in HTTP/1.0."""
+    framing = b"Transfer-Encoding: chunked\r\n" if minor == 1 else b""
+    if not keep_alive or minor == 0:
+        framing += b"Connection: close\r\n"
+    return b"%s%s%s\r\n" % (_START[200], fields, framing)
 
 
 def wire(answer: Answer, *, keep_alive: bool, minor: int, with_body: bool) -> bytes:

@@ -109,13 +109,16 @@ class Sequences:
         A run that fails leaves the state as it was.
 
         Args:
-            request: Has `.feeds`, `.outputs` and `.sequence`.
+            request: Has `.feeds`, `.outputs` and `.sequence`: what `read_control` returned, or the
+                lease of a stream, which its owner leaves.
             caller: Whose sequence it is: nobody else's request goes on with it.
 
         Raises:
             BadRequest: no such sequence, or its previous request is still being answered (409).
             Busy: there are too many sequences.
         """
+        if isinstance(request.sequence, Lease):
+            return request.sequence.run(request.feeds, request.outputs)
         lease = self.enter(request.sequence, caller)
         try:
             return lease.run(request.feeds, request.outputs)

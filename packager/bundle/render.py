@@ -86,7 +86,12 @@ def _routes(manifest: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("/v2/health/ready", "ready"),
     ]
     for base in (model, f"{model}/versions/{manifest['version']}"):
-        routes += [(base, "model_metadata"), (f"{base}/ready", "ready"), (f"{base}/infer", "infer")]
+        routes += [
+            (base, "model_metadata"),
+            (f"{base}/ready", "ready"),
+            (f"{base}/infer", "infer"),
+            (f"{base}/infer_stream", "infer_stream"),
+        ]
     optional = {
         "plain": ("/predict", "predict"),
         "metrics": ("/metrics", "metrics"),

@@ -1,0 +1,255 @@
+"""Sends the answers to one request as they come: server-sent events over HTTP/1.
+
+Format: the HTML standard's section on server-sent events. Each event is one answer of the Open
+Inference Protocol with its index; `end` or `error` is the last one.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any, Dict, Iterator, Mapping, Optional
+
+from .app import blame, error_answer
+from .core import InferRequest
+from .errors import BadRequest, Busy
+from .http1 import EVENTS_TYPE, Answer, stream_head
+from .inference import NON_FINITE, InferenceProtocol
+from .jsontext import dumps
+from .pieces import Cutter
+from .scheduling import Body, Task
+from .tensor import Tensor
+
+if TYPE_CHECKING:
+    from .connection import Connection, Shared
+    from .framing import Admission
+    from .loop import Stream
+
+# A proxy or a client that hears nothing for a minute often hangs up.
+BEAT_S = 15.0
+# When a piece that found the queue full tries again.
+RETRY_S = 0.5
+_BEAT = b":\n\n"
+_MAX_BODY_BYTES = 16 << 20
+
+
+class _Gone(Exception):  # noqa: N818 - no fault, but the end of a stream that nobody reads
+    """The client of a stream has gone."""
+
+
+class EventStreams:
+    """Streams of one app's model.
+
+    Args:
+        app: Has `.manifest`, `.inference` and `.limits`.
+
+    Attributes:
+        inference: The model.
+        cutter: Where its requests are cut.
+        protocol: Decodes whole requests and encodes the answer to each piece.
+        max_tensor_bytes: The most that the binary tensors of a request may have.
+    """
+
+    def __init__(self, app: Any) -> None:
+        manifest = app.manifest
+        read_sequence = None
+        if manifest.get("sequences"):
+            from .sequences import read_control
+
+            read_sequence = read_control
+        self.inference = app.inference
+        self.cutter = Cutter(manifest["model"], manifest.get("sequences"))
+        self.protocol = InferenceProtocol(
+            self.cutter.signature,
+            name=self.inference.name,
+            version=self.inference.version,
+            read_sequence=read_sequence,
+        )
+        most = self.cutter.signature.max_bytes()
+        most = _MAX_BODY_BYTES if most is None else min(most, _MAX_BODY_BYTES)
+        self.max_tensor_bytes = max(most, app.limits.binary_bytes)
+
+    def read(self, body: Any, header_bytes: Optional[int]) -> InferRequest:
+        """Return the whole request.
+
+        Raises:
+            BadRequest: it is none, or asks for what a stream cannot carry.
+        """
+        request = self.protocol.decode(body, header_bytes)
+        if request.binary_default or any((request.binary or {}).values()):
+            raise BadRequest(
+                "an event stream carries no binary tensors", hint="leave `binary_data` out"
+            )
+        return request
+
+
+class EventStream:
+    """One request and the answers to its pieces; used by the loop, but for `_read` and `_encode`.
+
+    Args:
+        streams: What is streamed.
+        header_bytes: As for `InferenceProtocol.decode`.
+        admission: The request's.
+        body: Likewise.
+        connection: Counts and logs the answer, and hears when it is over.
+        shared: What connections share.
+        stream: Where events are written.
+        caller: Who asks.
+    """
+
+    def __init__(
+        self,
+        streams: EventStreams,
+        header_bytes: Optional[int],
+        admission: Admission,
+        body: Body,
+        connection: Connection,
+        *,
+        shared: Shared,
+        stream: Stream,
+        caller: str,
+    ) -> None:
+        self._streams = streams
+        self._header_bytes = header_bytes
+        self._admission = admission
+        self._chunked = admission.head.minor == 1
+        self._body = body
+        self._started = time.perf_counter()
+        self._connection = connection
+        self._shared = shared
+        self._stream = stream
+        self._caller = caller
+        self._task = Task(self._read, streams.inference.run, self._encode, lambda error: error)
+        self._request = InferRequest({})
+        self._pieces: Iterator[Dict[str, Tensor]] = iter(())
+        self._piece: Optional[Dict[str, Tensor]] = None  # read, but not yet answered
+        self._lease: Any = None
+        self._count = 0
+        self._sent = 0
+        self._begun = False  # the head is sent
+        self._working = False  # a piece is on its way through the scheduler, or about to be
+        self._gone = False
+
+    def resume(self) -> None:
+        """Go on: the client has taken everything, or the queue may have room again."""
+        if not self._working:
+            self._next()
+
+    def beat(self) -> None:
+        """Begin; later show that the stream is alive, or try again where the queue was full."""
+        self._connection.deadline = self._shared.loop.time() + BEAT_S
+        if self._working:
+            self._write(_BEAT)
+        else:
+            self._next()
+
+    def lose(self) -> None:
+        """Compute nothing more: the client has gone."""
+        self._gone = True
+        if not self._working:
+            self._leave(early=True)
+
+    def _read(self, body: Body) -> InferRequest:
+        """Return the next piece; perhaps in a thread."""
+        if self._gone:
+            raise _Gone
+        if not self._count:
+            request = self._streams.read(body, self._header_bytes)
+            count, self._pieces = self._streams.cutter.cut(request)
+            sequences = self._streams.inference.sequences
+            if sequences is not None:
+                self._lease = sequences.enter(request.sequence, self._caller)
+            self._count = count
+            self._request = request._replace(sequence=self._lease)
+        if self._piece is None:
+            self._piece = next(self._pieces)
+        return self._request._replace(feeds=self._piece)
+
+    def _encode(self, request: InferRequest, results: Mapping[str, Tensor]) -> bytes:
+        """Return the event of an answer; perhaps in a thread."""
+        answer = self._streams.protocol.encode(request, results)
+        mark = b',"non_finite":true' if NON_FINITE in answer.fields else b""
+        return b'id: %d\ndata: %s,"parameters":{"index":%d%s}}\n\n' % (
+            self._sent,
+            answer.body[:-1],
+            self._sent,
+            mark,
+        )
+
+    def _done(self, result: Any) -> None:
+        """Take the answer to a piece, or what went wrong with it."""
+        self._working = False
+        self._piece = None if not isinstance(result, Busy) else self._piece
+        if self._gone:
+            self._leave(early=True)
+        elif isinstance(result, Busy) and self._begun:
+            self._connection.deadline = self._shared.loop.time() + RETRY_S
+        elif isinstance(result, Exception):
+            self._fail(blame(result))
+        else:
+            self._sent += 1
+            if self._sent < self._count:
+                self._working = True
+                self._write(result)
+                # other connections get their turn between the pieces
+                self._shared.loop.soon(self._next)
+            else:
+                end = b'event: end\ndata: {"events":%d}\n\n' % self._count
+                self._end(result + end, early=False)
+
+    def _next(self) -> None:
+        """Ask for the next answer, unless the client has yet to take the last one."""
+        self._working = False
+        if self._gone:
+            self._leave(early=True)
+        elif self._stream.is_closing or self._stream.unsent:
+            pass  # `lose` or `resume` comes
+        elif self._shared.draining:
+            self._fail(BadRequest("the server is stopping", 503))
+        else:
+            self._working = True
+            body, self._body = self._body, b""
+            self._shared.scheduler.submit(
+                self._task, body, route=self._admission.route, done=self._done, caller=self._caller
+            )
+
+    def _fail(self, error: BadRequest) -> None:
+        if not self._begun:
+            self._leave(early=True)
+            self._connection.finish(self._admission, self._started, error_answer(error))
+            return
+        message = error.message if error.hint is None else "%s (%s)" % (error.message, error.hint)
+        told = {"error": message, "status": error.status, "index": self._sent}
+        self._end(b"event: error\ndata: %s\n\n" % dumps(told).encode("ascii"), early=True)
+
+    def _write(self, data: bytes, tail: bytes = b"") -> None:
+        if self._chunked:
+            data = b"%x\r\n%s\r\n" % (len(data), data)
+            tail = tail and b"0\r\n\r\n"
+        else:
+            tail = b""
+        if not self._begun:
+            self._begun = True
+            data = self._head() + data
+        self._stream.write(data + tail)
+
+    def _head(self) -> bytes:
+        """Return the head of the answer; for metrics and log, the answer is here with it."""
+        answer = Answer(200, b"", EVENTS_TYPE)
+        answer = self._connection.settle(self._admission, self._started, answer)
+        head = self._admission.head
+        return stream_head(answer.fields, keep_alive=self._stays_open(), minor=head.minor)
+
+    def _stays_open(self) -> bool:
+        head = self._admission.head
+        return head.keep_alive and head.minor == 1 and not self._shared.draining
+
+    def _end(self, data: bytes, *, early: bool) -> None:
+        self._leave(early=early)
+        self._write(data, b"end")
+        self._connection.end_events(keep_alive=self._stays_open())
+
+    def _leave(self, *, early: bool) -> None:
+        """Give the sequence back."""
+        if self._lease is not None:
+            self._lease.leave(early=early)
+            self._lease = None
