@@ -83,6 +83,10 @@ class Admissions:
         """Return the admission of a head that came in another form than HTTP/1.1's."""
         return self._admit(head)
 
+    def forget(self) -> None:
+        """Decide anew from now on: what is admitted has changed."""
+        self._memo.clear()
+
     def decide(self, block: bytes) -> Admission:
         """Return the admission of a head, which still has its final empty line.
 

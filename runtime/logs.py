@@ -27,6 +27,7 @@ SENTENCES: Mapping[str, str] = {
     "stopped": "stopped",
     "reload": "reloaded %(what)s",
     "reload_failed": "kept the old %(what)s: %(reason)s",
+    "expiry": "%(message)s",
     "switched": "switched to %(to)s",
     "succeeded": "another release answers now, as process %(pid)d",
     "not_succeeded": "this release goes on, as the other one does not start: %(reason)s",

@@ -103,6 +103,7 @@ class Server:
         self._options = options
         self._door = open_door(app, options)
         self._access = make_access(options, self._door)
+        self._names = () if self._door is None else self._door.names
         self._socket = handed or listen(host, options.port)
         address = self._socket.getsockname()
         name = "[%s]" % host if ":" in host else host
@@ -193,9 +194,18 @@ class Server:
             self._notifier.reloading()
         if self._door is not None:
             self._door.reload()
+            self._follow_names()
         self._look_for_successor()
         if self._notifier is not None:
             self._notifier.ready()
+
+    def _follow_names(self) -> None:
+        """Answer for the names of a new certificate, and no more for those of the old one."""
+        if self._door is not None and self._door.names != self._names:
+            self._names = self._door.names
+            self._access = make_access(self._options, self._door)
+            self._shared.check = self._access.check
+            self._shared.admissions.forget()
 
     def _look_for_successor(self) -> None:
         """Start the release that lies in this one's place, if it is another."""
@@ -238,11 +248,8 @@ class Server:
         if self._handover is not None:
             self._handover.look(self._loop)
         if self._door is not None:
-            before = self._door.names
             self._door.look()
-            if self._door.names != before:
-                self._access = make_access(self._options, self._door)
-                self._shared.check = self._access.check
+            self._follow_names()
 
     def _admit(self, head: Head) -> Admission:
         try:

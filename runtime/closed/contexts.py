@@ -12,7 +12,7 @@ from ..options import ServeOptions
 from .certificate import Certificate, read_pem
 from .dates import DAY_S, format_rfc3339
 
-WARN_DAYS = 14
+_WARN_DAYS = 14
 MAX_FILE_BYTES = 1 << 20
 # Only suites that keep earlier connections secret and authenticate what they encrypt; TLS 1.3 has
 # no others. RFC 9113, section 9.2.2, forbids the rest for HTTP/2 anyway.
@@ -78,7 +78,7 @@ def describe_expiry(certificate: Certificate, now: float) -> Optional[str]:
             format_rfc3339(certificate.not_before)
         )
     days = (certificate.not_after - now) / DAY_S
-    if days <= WARN_DAYS:
+    if days <= _WARN_DAYS:
         return "the TLS certificate expires on %s, in %d days" % (until, days)
     return None
 

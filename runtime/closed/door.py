@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from functools import partial
-from typing import TYPE_CHECKING, Callable, Optional, Tuple
+from typing import TYPE_CHECKING, Callable, List, Optional, Tuple
 
 from ..errors import UsageFault
+from ..logs import log
 from ..options import ServeOptions
 from .reloading import Reloading
 
@@ -22,11 +22,7 @@ if TYPE_CHECKING:
     from .tls import SecureProtocol, TlsStream
 
 _WARN_EVERY_S = 86400.0
-
-
-def say(line: str) -> None:
-    """Write one line into the log."""
-    print(line, file=sys.stderr, flush=True)
+_WARN_AHEAD_S = 14 * 86400.0
 
 
 class Door:
@@ -36,7 +32,8 @@ class Door:
         options: Files that are named there are read at once.
         metrics: Counts refusals and handshakes that failed.
         http2: Offer HTTP/2 to clients that can choose.
-        say: Writes one line into the log.
+        say: Takes the name of an event and its fields for the log; None for the server's.
+        clock: Seconds since 1970.
 
     Attributes:
         guard: Knows the keys; None where none are asked for.
@@ -52,11 +49,11 @@ class Door:
         metrics: Metrics,
         *,
         http2: bool = False,
-        say: Callable[[str], None] = say,
+        say: Optional[Callable[..., None]] = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._metrics = metrics
-        self._say = say
+        self._say = say or log.event
         self._clock = clock
         self._warn_at = 0.0
         self._tls: Optional[Reloading[Tls]] = None
@@ -131,22 +128,22 @@ class Door:
             self.guard.replace(keys)
 
     def _show_certificate(self, tls: Tls) -> None:
-        self._metrics.certificate_not_after = tls.certificate.not_after
+        self._metrics.certificate_not_after = int(tls.certificate.not_after)
         self._warn_at = 0.0
 
     def _warn(self, now: float) -> None:
+        lines: List[Optional[str]] = []
         if self._tls is not None:
             from .contexts import describe_expiry
 
-            line = describe_expiry(self._tls.value.certificate, now)
-            if line is not None:
-                self._say(line)
+            lines.append(describe_expiry(self._tls.value.certificate, now))
         if self._keys is not None:
-            from .contexts import WARN_DAYS
             from .keys import describe_expiry as describe_keys
 
-            for line in describe_keys(self._keys.value, WARN_DAYS * 86400.0):
-                self._say(line)
+            lines += describe_keys(self._keys.value, _WARN_AHEAD_S)
+        for line in lines:
+            if line is not None:
+                self._say("expiry", level="warning", message=line)
 
     def _count_failure(self, reason: str) -> None:
         self._metrics.count("tls_handshakes_failed", reason=reason.lower())

@@ -19,7 +19,7 @@ class Reloading(Generic[_T]):
         paths: The files; looked at by time, size and inode, so links may be switched too.
         load: Reads them all.
         use: Takes what was read anew.
-        say: Writes one line into the log.
+        say: Takes the name of an event and its fields for the log.
 
     Attributes:
         value: What was read last without a fault.
@@ -34,7 +34,7 @@ class Reloading(Generic[_T]):
         paths: Sequence[str],
         load: Callable[[], _T],
         use: Callable[[_T], object],
-        say: Callable[[str], None],
+        say: Callable[..., None],
     ) -> None:
         self._what = what
         self._paths = tuple(paths)
@@ -64,11 +64,11 @@ class Reloading(Generic[_T]):
         try:
             value = self._load()
         except DeviceError as error:
-            self._say("the old %s stays: %s" % (self._what, error.message))
+            self._say("reload_failed", level="warning", what=self._what, reason=error.message)
             return
         self.value = value
         self._use(value)
-        self._say("read the %s again" % self._what)
+        self._say("reload", what=self._what)
 
     def _stamp(self) -> _Stamp:
         return tuple(_stamp_of(path) for path in self._paths)

@@ -282,16 +282,18 @@ class GrpcConnection:
     def _begin_rest(self, exchange: Exchange, head: Head) -> None:
         admission = self._shared.admissions.admit(head)
         refusal, caller = admission.refusal, None
-        if refusal is None:
-            try:
-                caller = self.admit(head, admission.scope)
-            except BadRequest as error:
-                refusal = error_answer(error)
+        try:
+            # first: what is here and what is not is told only to those who may ask
+            caller = self.admit(head, admission.scope)
+        except BadRequest as error:
+            refusal = error_answer(error)
         if refusal is None and admission.stream is not None:
             refusal = error_answer(BadRequest("events are served over HTTP/1.1 alone"))
         if refusal is None:
             exchange.call = Rest(self, exchange, admission, caller)
             return
+        if caller is not None:
+            caller.release()
         self.metrics.observe(admission.route, refusal.status, 0.0)
         if admission.fields:
             refusal = refusal._replace(fields=refusal.fields + admission.fields)

@@ -9,6 +9,7 @@ import pytest
 
 from runtime.closed.reloading import Reloading
 from runtime.errors import UsageFault
+from runtime.logs import SENTENCES
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -26,8 +27,11 @@ class World:
         self.write(1, "1")
         self.reloading = Reloading(
             "pair", [str(path) for path in self.paths], self.load, self.used.append,
-            self.said.append,
+            self.say,
         )  # fmt: skip
+
+    def say(self, name: str, **fields: str) -> None:
+        self.said.append(SENTENCES[name] % fields)
 
     def write(self, index: int, text: str) -> None:
         """Put a new file in place, as those who renew certificates do."""
@@ -63,7 +67,7 @@ def test_what_changed_is_used_and_told(world: World) -> None:
     world.write(0, "2")
     world.write(1, "2")
     look(world)
-    assert (world.used, world.said) == (["2"], ["read the pair again"])
+    assert (world.used, world.said) == (["2"], ["reloaded pair"])
     assert world.reloading.value == "2"
 
 
@@ -72,13 +76,13 @@ def test_half_a_change_is_waited_for(world: World) -> None:
     look(world, 1)
     world.write(1, "2")
     look(world, 3)
-    assert (world.used, world.said) == (["2"], ["read the pair again"])
+    assert (world.used, world.said) == (["2"], ["reloaded pair"])
 
 
 def test_a_bad_file_keeps_the_old_and_is_told_once(world: World) -> None:
     world.write(0, "bad")
     look(world, 5)
-    assert (world.used, world.said) == ([], ["the old pair stays: they do not fit"])
+    assert (world.used, world.said) == ([], ["kept the old pair: they do not fit"])
     assert world.reloading.value == "1"
     world.write(0, "3")
     world.write(1, "3")
@@ -92,7 +96,7 @@ def test_a_signal_reads_at_once_and_tries_bad_files_again(world: World) -> None:
     world.write(0, "bad")
     world.reloading.reload()
     world.reloading.reload()
-    assert world.said[-2:] == ["the old pair stays: they do not fit"] * 2
+    assert world.said[-2:] == ["kept the old pair: they do not fit"] * 2
     look(world)
     assert world.loads == 4
 
