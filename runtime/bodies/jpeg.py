@@ -123,6 +123,7 @@ class TurboJpeg:
             raise ModelFault("libturbojpeg cannot be loaded: %s" % fault) from fault
         pointer, number = ctypes.c_void_p, ctypes.c_int
         numbers = ctypes.POINTER(number)
+        self._inks = b""  # seldom needed
         self._open.restype, self._open.argtypes = pointer, []
         self._close.restype, self._close.argtypes = number, [pointer]
         self._message.restype, self._message.argtypes = ctypes.c_char_p, [pointer]
@@ -154,7 +155,10 @@ class TurboJpeg:
                 self._judge(handle)
         finally:
             self._close(handle)
-        return _from_cmyk(pixels) if channels == 4 else pixels
+        if channels == 3:
+            return pixels
+        self._inks = self._inks or _ink_table()
+        return _from_cmyk(pixels, self._inks)
 
     def _check_size(self, handle: int, data: bytes, header: Header) -> None:
         """Have the library read the same size that was checked, whatever tricks the file plays."""
@@ -187,17 +191,21 @@ def _in_words(message: bytes) -> str:
     return text[:1].lower() + text[1:120]
 
 
-def _from_cmyk(pixels: bytearray) -> bytearray:
-    """Return RGB for inverted CMYK, as Adobe writes it and Pillow reads it.
+def _ink_table() -> bytes:
+    """Return by ink and key what is left of a colour, of inverted CMYK as Adobe writes it.
 
-    Source: Pillow, libImaging/Convert.c, `cmyk2rgb`: R = K' - C·K'/255, rounded, of what is not
-    inverted; a table of all pairs, as Python computes slowly and looks up quickly.
+    Source: Pillow, libImaging/Convert.c, `cmyk2rgb`: R = K - C·K/255, rounded.
     """
     table = bytearray(1 << 16)
     for key in range(256):
         for ink in range(256):
             product = (255 - ink) * key + 128
             table[key << 8 | ink] = key - ((product + (product >> 8)) >> 8)
+    return bytes(table)
+
+
+def _from_cmyk(pixels: bytearray, table: bytes) -> bytearray:
+    """Return RGB: looked up, as Python computes slowly, and in parts, as others wait meanwhile."""
     look_up = table.__getitem__
     result = bytearray(len(pixels) // 4 * 3)
     for start in range(0, len(pixels) // 4, _PIXELS_AT_ONCE):
