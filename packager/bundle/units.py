@@ -165,7 +165,6 @@ def _systemd(manifest: Mapping[str, Any], bundle: Path, place: Place) -> dict[st
             gpu=gpu,
             devices=_DEVICES["jetson"] if jetson else _DISCRETE,
             groups=("video",) if jetson else (),
-            whole_proc=gpu or target["arch"] != "x86_64",
         ),
         f"{unit}.socket": render("units/systemd.socket.j2", **known),
     }
