@@ -98,6 +98,9 @@ class Library:
     """
 
     def __init__(self, path: str) -> None:
+        # Since 1.32 the Linux library reports home: making its environment already writes an id
+        # of the device, a session and a database of events, before it can be told not to.
+        os.environ["ORT_DISABLE_TELEMETRY"] = "1"
         self._handle = _open(path)
         try:
             get_base = self._handle.OrtGetApiBase

@@ -470,6 +470,10 @@ def test_nothing_that_was_sent_is_in_anything_that_was_written(
     assert "_fail" in log
     assert log.count('"event":"request"') >= len(good_requests()) + len(treacheries()) + calls
     assert search(server.folder) == []
+    # nor has the engine left anything: its library would keep an id of the device
+    left = {name: sorted(path.name for path in (server.folder / name).iterdir())
+            for name in ("cwd", "home", "cache", "tmp")}  # fmt: skip
+    assert left == {"cwd": [], "home": [], "cache": ["edgepack"], "tmp": []}
     _look_into_captures(server, bundle, tmp_path)
 
 
