@@ -88,12 +88,16 @@ def predict(
     return done.stdout
 
 
-def serve(bundle: Path, *, host: str, port: int, threads: int | None, cache_dir: Path) -> NoReturn:
-    """Verify a bundle, then become its server."""
+def serve(bundle: Path, options: Sequence[str], *, cache_dir: Path) -> NoReturn:
+    """Verify a bundle, then become its server.
+
+    Args:
+        bundle: The bundle file or release folder.
+        options: As the bundle's own `serve` takes them.
+        cache_dir: Below it releases are unpacked.
+    """
     check_bundle(bundle, cache_dir=cache_dir)
-    arguments = ["serve", "--host", host, "--port", str(port)]
-    if threads is not None:
-        arguments += ["--threads", str(threads)]
+    arguments = ["serve", *options]
     argv = bundle_argv(bundle, arguments)
     sys.stdout.flush()
     sys.stderr.flush()
