@@ -1,0 +1,246 @@
+"""What a gRPC call costs: ours with the model, beside grpcio's own empty handler and h2.
+
+Every server gets the same load (8 connections, one call at a time on each) from the same client,
+which sends frames made beforehand; CPU is that of the server's processes alone. `h2` is the
+library that decision 010 weighed against our own HTTP/2, on the same loop, with an empty handler.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import selectors
+import socket
+import statistics
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from hpack import Encoder
+
+from tests.benchmarks.figures import Row, print_table
+from tests.benchmarks.serving import (
+    CONNECTIONS,
+    LOAD_S,
+    ROOT,
+    Subject,
+    bare_us,
+    cpu_s,
+    free_port,
+    prepare,
+    pss_mb,
+    stop,
+)
+
+ROUNDS = 5
+SERVICE = "/inference.GRPCInferenceService/"
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+_DATA, _HEADERS, _SETTINGS, _PING, _WINDOW_UPDATE = 0, 1, 4, 6, 8
+
+GRPCIO = """
+import sys
+from concurrent import futures
+import grpc
+empty = grpc.unary_unary_rpc_method_handler(lambda request, context: b"")
+class Handler(grpc.GenericRpcHandler):
+    def service(self, details):
+        return empty
+server = grpc.server(futures.ThreadPoolExecutor(max_workers=8))
+server.add_generic_rpc_handlers((Handler(),))
+server.add_insecure_port("127.0.0.1:" + sys.argv[1])
+server.start()
+server.wait_for_termination()
+"""
+
+H2 = """
+import sys
+import h2.config, h2.connection, h2.events
+from runtime.loop import Listener, Loop, Stream
+from runtime.listening import listen
+HEAD = [(":status", "200"), ("content-type", "application/grpc"),
+        ("grpc-accept-encoding", "identity")]
+GOOD = [("grpc-status", "0")]
+EMPTY = bytes(5)
+class Calls:
+    def __init__(self, connected):
+        self.http2 = h2.connection.H2Connection(h2.config.H2Configuration(
+            client_side=False, header_encoding=None))
+        self.http2.initiate_connection()
+        self.stream = Stream(loop, connected, self)
+        self.stream.write(self.http2.data_to_send())
+    def data_received(self, data):
+        http2 = self.http2
+        for event in http2.receive_data(data):
+            if type(event) is h2.events.DataReceived:
+                http2.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
+            elif type(event) is h2.events.StreamEnded:
+                http2.send_headers(event.stream_id, HEAD)
+                http2.send_data(event.stream_id, EMPTY)
+                http2.send_headers(event.stream_id, GOOD, end_stream=True)
+        self.stream.write(http2.data_to_send())
+    def eof_received(self):
+        return False
+    def pause_writing(self):
+        pass
+    def resume_writing(self):
+        pass
+    def connection_lost(self):
+        pass
+loop = Loop()
+listener = Listener(loop, listen("127.0.0.1", int(sys.argv[1])), Calls)
+loop.run(lambda: False, lambda: None, 0.5)
+"""
+
+
+def frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
+    """Return one frame of HTTP/2."""
+    return len(payload).to_bytes(3, "big") + struct.pack(">BBL", kind, flags, stream) + payload
+
+
+def infer_message() -> bytes:
+    """Return a request with one row of 64 floats, as tritonclient writes it."""
+
+    def field(number: int, value: bytes) -> bytes:
+        size = len(value)
+        length = bytes([size]) if size < 128 else bytes([size & 127 | 128, size >> 7])
+        return bytes([number << 3 | 2]) + length + value
+
+    tensor = field(1, b"x") + field(2, b"FP32") + field(3, bytes([1, 64]))
+    row = struct.pack("<64f", *(index / 64 for index in range(64)))
+    return field(1, b"mlp") + field(5, tensor) + field(7, row)
+
+
+class Connection:
+    """One client that calls again and again, as fast as it is answered."""
+
+    def __init__(self, port: int, method: str, message: bytes) -> None:
+        self.socket = socket.create_connection(("127.0.0.1", port))
+        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        fields = [
+            (":method", "POST"), (":scheme", "http"), (":path", SERVICE + method),
+            (":authority", f"127.0.0.1:{port}"), ("te", "trailers"),
+            ("content-type", "application/grpc"), ("user-agent", "grpc-python/1.85.1 (linux)"),
+            ("grpc-accept-encoding", "identity, deflate, gzip"),
+        ]  # fmt: skip
+        encoder = Encoder()
+        first = encoder.encode(fields)
+        self.block = encoder.encode(fields)  # by now all of it is in the table
+        self.message = struct.pack(">BL", 0, len(message)) + message
+        self.stream = -1
+        self.buffer = b""
+        window = frame(_WINDOW_UPDATE, 0, 0, struct.pack(">L", (1 << 31) - 1 - 65535))
+        self.socket.sendall(PREFACE + frame(_SETTINGS, 0, 0, b"") + window)
+        self.call(first)
+
+    def call(self, block: bytes) -> None:
+        """Send the next request."""
+        self.stream += 2
+        self.socket.sendall(
+            frame(_HEADERS, 4, self.stream, block) + frame(_DATA, 1, self.stream, self.message)
+        )
+
+    def read(self) -> int:
+        """Take what came; return how many answers it completed, and call again after each."""
+        data = self.socket.recv(1 << 16)
+        if not data:
+            raise RuntimeError("the server has closed a connection")
+        data = self.buffer + data
+        at = answers = 0
+        while len(data) - at >= 9:
+            stop_at = at + 9 + int.from_bytes(data[at : at + 3], "big")
+            if len(data) < stop_at:
+                break
+            kind, flags = data[at + 3], data[at + 4]
+            if kind == _SETTINGS and not flags & 1:
+                self.socket.sendall(frame(_SETTINGS, 1, 0, b""))
+            elif kind == _PING and not flags & 1:
+                self.socket.sendall(frame(_PING, 1, 0, data[at + 9 : stop_at]))
+            elif kind == _HEADERS and flags & 1:
+                answers += 1
+                self.call(self.block)
+            elif kind not in (_DATA, _HEADERS, _SETTINGS, _PING, _WINDOW_UPDATE):
+                raise RuntimeError(f"a frame of type {kind}: {data[at:stop_at]!r}")
+            at = stop_at
+        self.buffer = data[at:]
+        return answers
+
+
+def drive(port: int, method: str, message: bytes, seconds: float) -> int:
+    """Keep all connections busy; return the number of answers."""
+    answers = 0
+    with contextlib.ExitStack() as stack, selectors.DefaultSelector() as selector:
+        for _ in range(CONNECTIONS):
+            connection = Connection(port, method, message)
+            stack.callback(connection.socket.close)
+            selector.register(connection.socket, selectors.EVENT_READ, connection)
+        until = time.perf_counter() + seconds
+        while time.perf_counter() < until:
+            for key, _ in selector.select():
+                answers += key.data.read()
+    return answers
+
+
+def measure(subject: Subject, method: str, message: bytes) -> tuple[float, float, float]:
+    """Return the CPU microseconds per call, calls per second, and memory in MB."""
+    port = free_port()
+    argv = [word.replace("PORT", str(port)) for word in subject.argv]
+    process = subprocess.Popen(argv, cwd=subject.folder, stderr=subprocess.DEVNULL)
+    try:
+        while True:
+            try:
+                socket.create_connection(("127.0.0.1", port), timeout=30).close()
+                break
+            except ConnectionRefusedError:
+                if process.poll() is not None:
+                    raise RuntimeError(f"{subject.name} does not start") from None
+                time.sleep(0.01)
+        drive(port, method, message, 1.0)
+        before, began = cpu_s(process.pid), time.perf_counter()
+        answers = drive(port, method, message, LOAD_S)
+        elapsed_s = time.perf_counter() - began
+        spent_s = cpu_s(process.pid) - before
+        return spent_s / answers * 1e6, answers / elapsed_s, pss_mb(process.pid)
+    finally:
+        stop(process)
+
+
+def main() -> None:
+    """Print the figures of gRPC."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        ours, _ = prepare(folder)
+        grpcio = Subject("grpcio", [sys.executable, "-c", GRPCIO, "PORT"], folder)
+        h2 = Subject("h2", [sys.executable, "-c", H2, "PORT"], ROOT)
+        message = infer_message()
+        cases = [
+            ("edgepack, with the model", ours, "ModelInfer", message),
+            ("edgepack, empty", ours, "ServerLive", b""),
+            ("h2 on the same loop, empty", h2, "ServerLive", b""),
+            ("grpcio, empty handler", grpcio, "ServerLive", b""),
+        ]
+        found: dict[str, list[tuple[float, float, float]]] = {case[0]: [] for case in cases}
+        bare = []
+        for _ in range(ROUNDS):
+            bare.append(bare_us(folder / "mlp.onnx"))
+            for what, subject, method, body in cases:
+                found[what].append(measure(subject, method, body))
+    medians = {
+        what: [statistics.median(column) for column in zip(*figures, strict=True)]
+        for what, figures in found.items()
+    }
+    rows = [Row("session.run alone, CPU", statistics.median(bare), "us")]
+    for what, (spent_us, rate, memory_mb) in medians.items():
+        rows += [
+            Row(f"{what}, CPU per call", spent_us, "us"),
+            Row(f"{what}, answers per second", rate, "1/s"),
+            Row(f"{what}, memory (PSS)", memory_mb, "MB"),
+        ]
+    ratio = medians[cases[0][0]][0] / medians[cases[3][0]][0]
+    rows.append(Row("CPU with the model, part of grpcio's empty handler", ratio, "x", "0.5"))
+    print_table("gRPC", rows)
+
+
+if __name__ == "__main__":
+    main()
