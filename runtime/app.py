@@ -23,11 +23,11 @@ from .errors import BadRequest, InputOutputFault, ModelFault
 from .framing import Admission
 from .http1 import JSON_TYPE, Answer, Head
 from .inference import InferenceProtocol
+from .jobs import Task, perform
 from .jsontext import dumps
 from .logs import log
 from .metrics import CONTENT_TYPE, Metrics
 from .plain import PlainProtocol
-from .scheduling import Task, perform
 from .signature import Signature, TensorSpec
 
 if TYPE_CHECKING:
@@ -195,9 +195,9 @@ class App:
         return self._streams
 
     def _stream(self, header_bytes: Optional[int]) -> Any:
-        from .streams import EventStream
+        from .streams import StreamRoute
 
-        return partial(EventStream, self._open_streams(), header_bytes)
+        return StreamRoute(self._open_streams(), header_bytes)
 
     def _body_form(self, head: Head) -> Optional[BodyForm]:
         """Return how a body that is no JSON is read, None for JSON."""

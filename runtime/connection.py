@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
     from .app import App
     from .closed.guard import Caller, Guard
-    from .scheduling import Job, Scheduler
+    from .jobs import Job
+    from .scheduling import Scheduler
 
 HEAD_TIMEOUT_S = 5.0
 IDLE_TIMEOUT_S = 75.0
@@ -275,7 +276,7 @@ class Connection:
         started = time.perf_counter()
         if admission.stream is not None:
             self._busy = True
-            self._events = admission.stream(
+            self._events = admission.stream.over_http1(
                 admission, body, self, shared=shared, stream=self._stream, caller=self._name
             )
             self._events.beat()

@@ -8,7 +8,7 @@ from .errors import BadRequest
 from .http1 import MAX_HEAD_BYTES, Answer, ChunkedBody, Head, parse_head
 
 if TYPE_CHECKING:
-    from .scheduling import Task
+    from .jobs import Task
 
 # An unwanted body up to this size is read and dropped, so that the connection lives on.
 MAX_DROPPED_BYTES = 65536

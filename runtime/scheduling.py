@@ -5,113 +5,20 @@ from __future__ import annotations
 import time
 from collections import deque
 from functools import partial
-from typing import (
-    TYPE_CHECKING,
-    Any,
-    Callable,
-    Deque,
-    Dict,
-    List,
-    NamedTuple,
-    Optional,
-    Tuple,
-    Union,
-)
+from typing import TYPE_CHECKING, Any, Callable, Deque, List, Optional, Tuple
 
 from .errors import Busy, TooLate
+from .jobs import INLINE_S, Body, Job, Pace, Task
 from .loop import Loop, Workers
 
 if TYPE_CHECKING:
     from .batching import Batching
     from .metrics import Metrics
 
-Body = Union[bytes, bytearray, memoryview]
-
-# Handing a request to a thread costs 0.1 ms, so only longer work is handed over.
-INLINE_S = 0.001
 # A body that is decoded while the loop waits, so that its rows can join a batch.
 MAX_BATCHED_BYTES = 1 << 16
 _NEVER = float("inf")
 _TOO_LATE = "the request waited longer than its time limit"
-
-
-class Task(NamedTuple):
-    """What is done with one kind of request; its functions run in the loop or in a thread.
-
-    Attributes:
-        decode: Returns the request that a body holds, with `.feeds`, `.outputs`, `.timeout_s` and
-            `.sequence`.
-        run: Returns the results of a request and its caller.
-        encode: Returns the protocol's answer.
-        fail: Returns the protocol's answer for whatever was raised; raises nothing.
-        aside: Always done in a thread: a few bytes of body can be long work.
-    """
-
-    decode: Callable[[Any], Any]
-    run: Callable[[Any, str], Any]
-    encode: Callable[[Any, Any], Any]
-    fail: Callable[[Exception], Any]
-    aside: bool = False
-
-
-def perform(task: Task, body: Body, caller: str = "") -> Any:
-    """Return the answer here and now; what goes wrong is raised, not told."""
-    request = task.decode(body)
-    return task.encode(request, task.run(request, caller))
-
-
-class Job:
-    """One request on its way; `cancel` it when its client has gone."""
-
-    __slots__ = (
-        "body", "caller", "cancelled", "deadline", "done", "route", "since", "task", "waited_s",
-    )  # fmt: skip
-
-    def __init__(
-        self,
-        task: Task,
-        body: Body,
-        *,
-        route: str,
-        done: Callable[[Any], None],
-        deadline: float,
-        caller: str,
-        since: float,
-    ) -> None:
-        self.task = task
-        self.body = body
-        self.route = route
-        self.done = done
-        self.deadline = deadline
-        self.caller = caller
-        self.since = since
-        self.waited_s = 0.0
-        self.cancelled = False
-
-    def cancel(self) -> None:
-        """Drop it if it has not begun; its `done` is not called any more."""
-        self.cancelled = True
-
-
-class Pace:
-    """Expects the time of a request from earlier ones of its route and size."""
-
-    def __init__(self) -> None:
-        self._expected_s: Dict[Tuple[str, int], float] = {}
-
-    def is_inline(self, route: str, size: int) -> bool:
-        """Say whether an answer is expected so soon that the loop can wait for it."""
-        return self._expected_s.get((route, size.bit_length()), _NEVER) < INLINE_S
-
-    def observe(self, route: str, size: int, seconds: float) -> None:
-        """Learn from one answer's CPU seconds; one slow answer among quick ones changes little."""
-        seconds = min(seconds, 2 * INLINE_S)
-        key = (route, size.bit_length())
-        expected = self._expected_s.get(key)
-        if expected is None:
-            self._expected_s[key] = seconds
-        else:
-            self._expected_s[key] = expected + 0.2 * (seconds - expected)
 
 
 class Scheduler:
@@ -151,13 +58,14 @@ class Scheduler:
         self._work_s = INLINE_S  # a running mean of what a thread takes, for `Retry-After`
         self._gathered: Deque[Tuple[Job, Any, Any]] = deque()  # decoded, waiting for a batch
         self._batches = 0  # under way
+        self._dropped = 0  # jobs that nobody waits for, and that still stand in a queue
         self.times = (0.0, -1.0)
         self._summoned = False
 
     @property
     def pending(self) -> int:
-        """Requests that wait."""
-        return self._workers.waiting + len(self._gathered)
+        """Requests that wait and whose clients wait for them."""
+        return max(0, self._workers.waiting + len(self._gathered) - self._dropped)
 
     def submit(
         self,
@@ -187,7 +95,7 @@ class Scheduler:
         if self._pace.is_inline(route, len(body)) and not task.aside:
             self._run_inline(task, body, route, done, caller)
             return None
-        if self._workers.waiting >= self._queue:
+        if self.pending >= self._queue:
             done(task.fail(self._refusal()))
             return None
         job = self._job(task, body, route, done, deadline, caller)
@@ -212,7 +120,13 @@ class Scheduler:
         latest = _NEVER if deadline is None else deadline
         if self._deadline_s is not None:
             latest = min(latest, now + self._deadline_s)
-        return Job(task, body, route=route, done=done, deadline=latest, caller=caller, since=now)
+        return Job(
+            task, body, route=route, done=done, deadline=latest, caller=caller, since=now,
+            dropped=self._drop,
+        )  # fmt: skip
+
+    def _drop(self) -> None:
+        self._dropped += 1
 
     def _refusal(self) -> Busy:
         self._metrics.count("rejected", reason="queue")
@@ -265,6 +179,8 @@ class Scheduler:
     def _finish(self, job: Job, result: Optional[Tuple[Any, float, float, float]]) -> None:
         metrics = self._metrics
         metrics.in_flight -= 1
+        if job.cancelled:
+            self._dropped -= 1
         if result is None:
             return
         answer, waited_s, compute_s, cpu_s = result
@@ -280,7 +196,7 @@ class Scheduler:
     def _gather(self, job: Job) -> Optional[Job]:
         """Decode a request here and let its rows wait for others."""
         task = job.task
-        if len(self._gathered) >= self._queue:
+        if self.pending >= self._queue:
             job.done(task.fail(self._refusal()))
             return None
         try:
@@ -320,6 +236,7 @@ class Scheduler:
         rows = 0
         for job, request, key in self._gathered:
             if job.cancelled:
+                self._dropped -= 1
                 self._metrics.in_flight -= 1
             elif now > job.deadline:
                 self._metrics.in_flight -= 1
@@ -365,6 +282,7 @@ class Scheduler:
         for job, request, result in found:
             self._metrics.in_flight -= 1
             if job.cancelled:
+                self._dropped -= 1
                 continue
             self.times = (job.waited_s, compute_s)
             job.done(_encoded(job.task, request, result))

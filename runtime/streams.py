@@ -7,16 +7,16 @@ Inference Protocol with its index; `end` or `error` is the last one.
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any, Dict, Iterator, Mapping, Optional
+from typing import TYPE_CHECKING, Any, Dict, Iterator, Mapping, NamedTuple, Optional, Protocol
 
 from .app import blame, error_answer
 from .core import InferRequest
 from .errors import BadRequest, Busy
 from .http1 import EVENTS_TYPE, Answer, stream_head
 from .inference import NON_FINITE, InferenceProtocol
+from .jobs import Body, Task
 from .jsontext import dumps
 from .pieces import Cutter
-from .scheduling import Body, Task
 from .tensor import Tensor
 
 if TYPE_CHECKING:
@@ -24,10 +24,35 @@ if TYPE_CHECKING:
     from .framing import Admission
     from .loop import Stream
 
+
+class Outlet(Protocol):
+    """Where the events of one stream go; `lose` it when the client has gone."""
+
+    def begin(self) -> None:
+        """Send the answer's head; what is counted and logged of the answer is known with it."""
+
+    def send(self, data: bytes) -> None:
+        """Send one or more events."""
+
+    def close(self) -> None:
+        """End the answer."""
+
+    def finish(self, answer: Answer) -> None:
+        """Send one whole answer instead."""
+
+    def is_free(self) -> bool:
+        """Whether the client has taken what was sent; if not, `resume` when it has."""
+
+    def wake_after(self, seconds: float) -> None:
+        """Call `beat` once, after some time."""
+
+
 # A proxy or a client that hears nothing for a minute often hangs up.
 BEAT_S = 15.0
 # When a piece that found the queue full tries again.
 RETRY_S = 0.5
+# The name that metrics and the expectation of a piece's time go by.
+ROUTE = "infer_stream"
 _BEAT = b":\n\n"
 _MAX_BODY_BYTES = 16 << 20
 
@@ -82,24 +107,23 @@ class EventStreams:
         return request
 
 
-class EventStream:
-    """One request and the answers to its pieces; used by the loop, but for `_read` and `_encode`.
+class StreamRoute(NamedTuple):
+    """What an admission says of a request that is to be streamed.
 
-    Args:
+    Attributes:
         streams: What is streamed.
         header_bytes: As for `InferenceProtocol.decode`.
-        admission: The request's.
-        body: Likewise.
-        connection: Counts and logs the answer, and hears when it is over.
-        shared: What connections share.
-        stream: Where events are written.
-        caller: Who asks.
     """
 
-    def __init__(
+    streams: EventStreams
+    header_bytes: Optional[int]
+
+    def over(self, body: Body, outlet: Outlet, *, shared: Shared, caller: str) -> EventStream:
+        """Return the stream that answers a request."""
+        return EventStream(self, body, outlet, shared=shared, caller=caller)
+
+    def over_http1(
         self,
-        streams: EventStreams,
-        header_bytes: Optional[int],
         admission: Admission,
         body: Body,
         connection: Connection,
@@ -107,18 +131,35 @@ class EventStream:
         shared: Shared,
         stream: Stream,
         caller: str,
+    ) -> EventStream:
+        """Return the stream that answers a request on a connection of HTTP/1."""
+        outlet = _Http1Outlet(admission, connection, shared, stream)
+        return self.over(body, outlet, shared=shared, caller=caller)
+
+
+class EventStream:
+    """One request and the answers to its pieces; used by the loop, but for `_read` and `_encode`.
+
+    `beat` begins it.
+
+    Args:
+        route: What is streamed.
+        body: The request's.
+        outlet: Where the events go.
+        shared: What connections share.
+        caller: Who asks.
+    """
+
+    def __init__(
+        self, route: StreamRoute, body: Body, outlet: Outlet, *, shared: Shared, caller: str
     ) -> None:
-        self._streams = streams
-        self._header_bytes = header_bytes
-        self._admission = admission
-        self._chunked = admission.head.minor == 1
+        self._streams, self._header_bytes = route
         self._body = body
-        self._started = time.perf_counter()
-        self._connection = connection
+        self._outlet = outlet
         self._shared = shared
-        self._stream = stream
         self._caller = caller
-        self._task = Task(self._read, streams.inference.run, self._encode, lambda error: error)
+        run = self._streams.inference.run
+        self._task = Task(self._read, run, self._encode, lambda error: error)
         self._request = InferRequest({})
         self._pieces: Iterator[Dict[str, Tensor]] = iter(())
         self._piece: Optional[Dict[str, Tensor]] = None  # read, but not yet answered
@@ -130,13 +171,13 @@ class EventStream:
         self._gone = False
 
     def resume(self) -> None:
-        """Go on: the client has taken everything, or the queue may have room again."""
+        """Go on: the client has taken everything."""
         if not self._working:
-            self._next()
+            self._next_later()
 
     def beat(self) -> None:
         """Begin; later show that the stream is alive, or try again where the queue was full."""
-        self._connection.deadline = self._shared.loop.time() + BEAT_S
+        self._outlet.wake_after(BEAT_S)
         if self._working:
             self._write(_BEAT)
         else:
@@ -182,26 +223,29 @@ class EventStream:
         if self._gone:
             self._leave(early=True)
         elif isinstance(result, Busy) and self._begun:
-            self._connection.deadline = self._shared.loop.time() + RETRY_S
+            self._outlet.wake_after(RETRY_S)
         elif isinstance(result, Exception):
             self._fail(blame(result))
         else:
             self._sent += 1
             if self._sent < self._count:
-                self._working = True
                 self._write(result)
-                # other connections get their turn between the pieces
-                self._shared.loop.soon(self._next)
+                self._next_later()
             else:
                 end = b'event: end\ndata: {"events":%d}\n\n' % self._count
                 self._end(result + end, early=False)
+
+    def _next_later(self) -> None:
+        # other connections get their turn between the pieces
+        self._working = True
+        self._shared.loop.soon(self._next)
 
     def _next(self) -> None:
         """Ask for the next answer, unless the client has yet to take the last one."""
         self._working = False
         if self._gone:
             self._leave(early=True)
-        elif self._stream.is_closing or self._stream.unsent:
+        elif not self._outlet.is_free():
             pass  # `lose` or `resume` comes
         elif self._shared.draining:
             self._fail(BadRequest("the server is stopping", 503))
@@ -209,47 +253,71 @@ class EventStream:
             self._working = True
             body, self._body = self._body, b""
             self._shared.scheduler.submit(
-                self._task, body, route=self._admission.route, done=self._done, caller=self._caller
+                self._task, body, route=ROUTE, done=self._done, caller=self._caller
             )
 
     def _fail(self, error: BadRequest) -> None:
         if not self._begun:
             self._leave(early=True)
-            self._connection.finish(self._admission, self._started, error_answer(error))
+            self._outlet.finish(error_answer(error))
             return
         message = error.message if error.hint is None else "%s (%s)" % (error.message, error.hint)
         told = {"error": message, "status": error.status, "index": self._sent}
         self._end(b"event: error\ndata: %s\n\n" % dumps(told).encode("ascii"), early=True)
 
-    def _write(self, data: bytes, tail: bytes = b"") -> None:
-        if self._chunked:
-            data = b"%x\r\n%s\r\n" % (len(data), data)
-            tail = tail and b"0\r\n\r\n"
-        else:
-            tail = b""
+    def _write(self, data: bytes) -> None:
         if not self._begun:
             self._begun = True
-            data = self._head() + data
-        self._stream.write(data + tail)
-
-    def _head(self) -> bytes:
-        """Return the head of the answer; for metrics and log, the answer is here with it."""
-        answer = Answer(200, b"", EVENTS_TYPE)
-        answer = self._connection.settle(self._admission, self._started, answer)
-        head = self._admission.head
-        return stream_head(answer.fields, keep_alive=self._stays_open(), minor=head.minor)
-
-    def _stays_open(self) -> bool:
-        head = self._admission.head
-        return head.keep_alive and head.minor == 1 and not self._shared.draining
+            self._outlet.begin()
+        self._outlet.send(data)
 
     def _end(self, data: bytes, *, early: bool) -> None:
         self._leave(early=early)
-        self._write(data, b"end")
-        self._connection.end_events(keep_alive=self._stays_open())
+        self._write(data)
+        self._outlet.close()
 
     def _leave(self, *, early: bool) -> None:
         """Give the sequence back."""
         if self._lease is not None:
             self._lease.leave(early=early)
             self._lease = None
+
+
+class _Http1Outlet:
+    """Events in the chunks of one answer over HTTP/1.1, or until the end over HTTP/1.0."""
+
+    def __init__(
+        self, admission: Admission, connection: Connection, shared: Shared, stream: Stream
+    ) -> None:
+        self._admission = admission
+        self._chunked = admission.head.minor == 1
+        self._connection = connection
+        self._shared = shared
+        self._stream = stream
+        self._started = time.perf_counter()
+
+    def begin(self) -> None:
+        answer = Answer(200, b"", EVENTS_TYPE)
+        answer = self._connection.settle(self._admission, self._started, answer)
+        minor = self._admission.head.minor
+        self._stream.write(stream_head(answer.fields, keep_alive=self._stays_open(), minor=minor))
+
+    def send(self, data: bytes) -> None:
+        self._stream.write(b"%x\r\n%s\r\n" % (len(data), data) if self._chunked else data)
+
+    def close(self) -> None:
+        if self._chunked:
+            self._stream.write(b"0\r\n\r\n")
+        self._connection.end_events(keep_alive=self._stays_open())
+
+    def finish(self, answer: Answer) -> None:
+        self._connection.finish(self._admission, self._started, answer)
+
+    def is_free(self) -> bool:
+        return not self._stream.is_closing and not self._stream.unsent
+
+    def wake_after(self, seconds: float) -> None:
+        self._connection.deadline = self._shared.loop.time() + seconds
+
+    def _stays_open(self) -> bool:
+        return self._admission.head.keep_alive and self._chunked and not self._shared.draining

@@ -15,7 +15,7 @@ from .service import Method, fail
 from .status import GOOD, HEAD, Failure
 
 if TYPE_CHECKING:
-    from ..scheduling import Job
+    from ..jobs import Job
     from .connection import GrpcConnection
     from .heads import Request
 

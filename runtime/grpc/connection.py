@@ -16,13 +16,13 @@ from .heads import Request, read_request
 from .hpack import Field
 from .http2 import Http2
 from .outgoing import Exchange
-from .rest import Rest, send_answer
+from .rest import Refused, Rest, send_answer
 from .service import Service
 
 if TYPE_CHECKING:
     from ..connection import Shared
+    from ..jobs import Job, Task
     from ..loop import Stream
-    from ..scheduling import Job, Task
 
 HEAD_TIMEOUT_S = 5.0
 IDLE_TIMEOUT_S = 75.0
@@ -49,6 +49,8 @@ class GrpcConnection:
         deadline: When `expire` has to be called, in the loop's time.
         http2: The protocol.
         heads: Blocks of answers' headers made before.
+        listeners: Event streams, told when all that could be written was.
+        is_blocked: The client does not take what we write.
     """
 
     def __init__(self, shared: Shared, stream: Stream, early: bytes, name: str = "") -> None:
@@ -60,6 +62,7 @@ class GrpcConnection:
         self.budget = shared.budget
         self.metrics = shared.metrics
         self.heads: Dict[Tuple[int, bytes], bytes] = {}
+        self.listeners: Dict[Any, None] = {}
         self.http2 = Http2(self, shared.loop.time)
         self._service = _service(shared)
         self._waiting: Deque[Any] = deque()  # complete requests, whose answers have no room yet
@@ -67,7 +70,7 @@ class GrpcConnection:
         self._turn = MAX_TURN  # requests that are begun before others get their turn
         self._summoned = False  # in the loop's next round it is our turn again
         self._receiving = False
-        self._blocked = False  # the client does not take what we write
+        self.is_blocked = False
         self._blocked_until = 0.0
         self._ended = False  # the client sends no more
         self._closing = False
@@ -104,14 +107,14 @@ class GrpcConnection:
 
     def pause_writing(self) -> None:
         """Write no more, and hear no more: what is heard asks for answers."""
-        self._blocked = True
+        self.is_blocked = True
         self._blocked_until = self.write_deadline(self._stream.unsent)
         if not self._ended:
             self._stream.pause_reading()
 
     def resume_writing(self) -> None:
         """Go on."""
-        self._blocked = False
+        self.is_blocked = False
         if not self._ended:
             self._stream.resume_reading()
         self._flush()
@@ -130,7 +133,7 @@ class GrpcConnection:
         """Look at all time limits."""
         now, http2 = self.now(), self.http2
         self.deadline = now + CHECK_S
-        if self._closing or (self._blocked and now >= self._blocked_until):
+        if self._closing or (self.is_blocked and now >= self._blocked_until):
             if not self._closing or now >= self._close_at:
                 self._stream.abort()
             return
@@ -180,15 +183,17 @@ class GrpcConnection:
             self._begin_rest(exchange, head)
         elif request.error is not None:
             self.metrics.observe("malformed", request.error.status, 0.0)
-            send_answer(self, exchange, error_answer(request.error))
+            self._refuse(exchange, error_answer(request.error))
 
     def data(self, exchange: Exchange, piece: bytes) -> None:
-        """Take a piece of a request's body."""
-        exchange.call.data(piece)
+        """Take a piece of a request's body; that of a refused one is dropped."""
+        if exchange.call is not None:
+            exchange.call.data(piece)
 
     def end(self, exchange: Exchange) -> None:
-        """Answer a complete request."""
-        exchange.call.end()
+        """Answer a complete request, unless it was refused by its header."""
+        if exchange.call is not None:
+            exchange.call.end()
 
     def lost(self, exchange: Exchange) -> None:
         """Drop what is not begun of a request."""
@@ -288,7 +293,12 @@ class GrpcConnection:
         except BadRequest as error:
             refusal = error_answer(error)
         if refusal is None and admission.stream is not None:
-            refusal = error_answer(BadRequest("events are served over HTTP/1.1 alone"))
+            from .events import Events  # seldom asked for
+
+            name = self._name if caller is None else caller.name
+            shared = self._shared
+            exchange.call = Events(self, exchange, admission, caller, shared=shared, name=name)
+            return
         if refusal is None:
             exchange.call = Rest(self, exchange, admission, caller)
             return
@@ -297,7 +307,13 @@ class GrpcConnection:
         self.metrics.observe(admission.route, refusal.status, 0.0)
         if admission.fields:
             refusal = refusal._replace(fields=refusal.fields + admission.fields)
-        send_answer(self, exchange, refusal, with_body=head.method != "HEAD")
+        self._refuse(exchange, refusal, with_body=head.method != "HEAD")
+
+    def _refuse(self, exchange: Exchange, answer: Answer, *, with_body: bool = True) -> None:
+        """Answer a request from its header."""
+        send_answer(self, exchange, answer, with_body=with_body)
+        if exchange.open:
+            exchange.call = Refused(self, exchange)  # the client's window is closed
 
     def _worked(self, done: Callable[[Any], None], answer: Any) -> None:
         self._working -= 1
@@ -316,7 +332,7 @@ class GrpcConnection:
     def _flush(self) -> None:
         """Write what there is, begin what has room, and close where all is done."""
         http2, stream = self.http2, self._stream
-        while not self._blocked and not stream.is_closing:
+        while not self.is_blocked and not stream.is_closing:
             data = http2.take()
             if data:
                 stream.write(data)
@@ -329,6 +345,9 @@ class GrpcConnection:
                 break
         if self._closing or stream.is_closing:
             return
+        if self.listeners and not self.is_blocked:
+            for call in list(self.listeners):
+                call.resume()
         if self._waiting and not self._summoned and self._has_room():
             self._summoned = True
             self._shared.loop.soon(self._go_on)
@@ -352,7 +371,7 @@ class GrpcConnection:
         if self._ended:
             self._stream.close()
             return
-        if self._blocked:
+        if self.is_blocked:
             self._stream.resume_reading()
         self._stream.write_eof()
 

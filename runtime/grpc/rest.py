@@ -15,7 +15,7 @@ from .outgoing import Exchange
 
 if TYPE_CHECKING:
     from ..framing import Admission
-    from ..scheduling import Job
+    from ..jobs import Job
     from .connection import GrpcConnection
 
 _NEVER = float("inf")
@@ -143,6 +143,34 @@ class Rest:
             if exchange.open:
                 self.expires = self._owner.write_deadline(len(answer.body))
         self.lost()
+
+
+class Refused:
+    """A request that was answered from its header; what still comes of it is dropped.
+
+    Attributes:
+        expires: When the client has to have taken the answer.
+    """
+
+    __slots__ = ("_exchange", "_owner", "expires")
+
+    def __init__(self, owner: GrpcConnection, exchange: Exchange) -> None:
+        self._owner = owner
+        self._exchange = exchange
+        self.expires = owner.write_deadline(exchange.queued)
+
+    def data(self, piece: bytes) -> None:
+        """Drop it."""
+
+    def end(self) -> None:
+        """There is nothing to do."""
+
+    def lost(self) -> None:
+        """There is nothing to give back."""
+
+    def expire(self) -> None:
+        """The client has not taken the answer."""
+        self._owner.give_up(self._exchange)
 
 
 def send_answer(

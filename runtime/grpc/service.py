@@ -7,8 +7,8 @@ from typing import Any, Callable, Dict, NamedTuple, Optional, Tuple, Union
 from ..app import App, blame
 from ..dtypes import BY_NAME
 from ..errors import BadRequest
+from ..jobs import Task
 from ..jsontext import clip
-from ..scheduling import Task
 from . import messages, status
 from .infer import InferMessages
 from .status import Failure

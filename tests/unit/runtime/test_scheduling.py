@@ -9,9 +9,10 @@ import pytest
 from runtime.batching import Batching
 from runtime.core import Inference, InferRequest
 from runtime.errors import BadRequest, Busy, ModelFault, TooLate
+from runtime.jobs import Task, perform
 from runtime.loop import Loop
 from runtime.metrics import Metrics
-from runtime.scheduling import Scheduler, Task, perform
+from runtime.scheduling import Scheduler
 from runtime.signature import Signature
 from runtime.tensor import Tensor
 
@@ -134,6 +135,28 @@ def test_what_finds_no_place_to_wait_is_told_when_to_come_back(
     engine.gate.set()
     bench.turn(lambda: len(bench.answers) == 3)
     assert set(bench.answers.values()) == {b"\2\2"}
+
+
+@pytest.mark.parametrize("batched", [False, True])
+def test_whoever_has_gone_takes_no_place_in_the_queue(
+    make_bench: Callable[..., Bench], engine: Doubling, batched: bool
+) -> None:
+    bench = make_bench(queue=2, batched=batched)
+    engine.gate.clear()
+    bench.ask("works", b"\1\1")
+    bench.turn(lambda: bench.scheduler.pending == 0)
+    gone = [bench.ask(name, b"\1\1") for name in ("gone", "gone too")]
+    for job in gone:
+        job.cancel()
+        job.cancel()
+    assert bench.scheduler.pending == 0
+    bench.ask("stays", b"\1\1")
+    assert "stays" not in bench.answers
+    engine.gate.set()
+    bench.turn(lambda: len(bench.answers) == 2)
+    assert bench.answers["stays"] == b"\2\2"
+    bench.turn(lambda: bench.metrics.in_flight == 0)
+    assert bench.scheduler.pending == 0
 
 
 def test_what_waited_past_its_time_is_not_begun(
