@@ -105,7 +105,7 @@ def _facts(release: Any, signature: Signature, limits: Any) -> Dict[str, Any]:
         "text": bool(model.get("text")),
         "labels": labels,
         "results": results,
-        "bodies": sorted(manifest.get("bodies", {})),
+        "bodies": sorted(manifest.get("bodies", {})) if server.get("plain", True) else [],
     }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any, Final
 
-from packager.bundle.schemas import PROTOCOL_NAMES, schemas
+from packager.bundle.schemas import EVENT, PROTOCOL_NAMES, STREAMED_ANSWER, schemas, stream_request
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -58,9 +58,15 @@ def openapi_values(manifest: Mapping[str, Any], signature: Signature) -> dict[st
         "plain": server["plain"],
         "metrics": server["metrics"],
         "page": server.get("page", False),
-        "schemas": schemas(signature, manifest["model"], sequences="sequences" in manifest),
+        "schemas": {
+            **schemas(signature, manifest["model"], sequences="sequences" in manifest),
+            "StreamRequest": stream_request(signature, manifest.get("sequences")),
+            "StreamedAnswer": STREAMED_ANSWER,
+            "Event": EVENT,
+        },
         "binary": _binary_form(signature),
         "infer_example": _infer_example(signature) if small else None,
+        "stream_example": _infer_example(signature) if small else None,
         "predict_bodies": _predict_bodies(manifest, signature, small=small),
         "refusals": _refusals(),
         "open_errors": _errors(_ALWAYS),

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
+
+from packager.model import Dim
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from packager.model import Dim, Signature, TensorSpec
+    from packager.model import Signature, TensorSpec
 
 PROTOCOL_NAMES: Final = {
     "float32": "FP32", "float64": "FP64", "float16": "FP16", "bfloat16": "BF16",
@@ -16,6 +19,54 @@ PROTOCOL_NAMES: Final = {
     "uint8": "UINT8", "uint16": "UINT16", "uint32": "UINT32", "uint64": "UINT64",
     "bool": "BOOL", "string": "BYTES",
 }  # fmt: skip
+# One server-sent event, as OpenAPI 3.1 has no word for it of its own.
+EVENT: Final[Mapping[str, Any]] = {
+    "type": "object",
+    "required": ["data"],
+    "properties": {
+        "event": {"enum": ["message", "end", "error"]},
+        "id": {"type": "string"},
+        "data": {
+            "type": "string",
+            "contentMediaType": "application/json",
+            "contentSchema": {"$ref": "#/components/schemas/StreamedAnswer"},
+        },
+    },
+}
+# The data of one event; which of them, its name tells: none, `end` or `error`.
+STREAMED_ANSWER: Final[Mapping[str, Any]] = {
+    "anyOf": [
+        {
+            "allOf": [{"$ref": "#/components/schemas/InferAnswer"}],
+            "properties": {
+                "parameters": {
+                    "type": "object",
+                    "required": ["index"],
+                    "properties": {
+                        "index": {"type": "integer", "minimum": 0},
+                        "non_finite": {"const": True},
+                    },
+                }
+            },
+        },
+        {
+            "title": "event: end",
+            "type": "object",
+            "required": ["events"],
+            "properties": {"events": {"type": "integer", "minimum": 1}},
+        },
+        {
+            "title": "event: error",
+            "type": "object",
+            "required": ["error", "status", "index"],
+            "properties": {
+                "error": {"type": "string"},
+                "status": {"type": "integer"},
+                "index": {"type": "integer", "minimum": 0},
+            },
+        },
+    ]
+}
 _MAX_ID_CHARACTERS: Final = 1024
 _MAX_SEQUENCE_ID_CHARACTERS: Final = 128
 
@@ -37,6 +88,26 @@ def schemas(
         "PredictRequest": _object({"data": _plain_inputs(inputs, texts="text" in model)}),
         "PredictAnswer": _object({"result": _plain_outputs(outputs, model.get("results", ()))}),
     }
+
+
+def stream_request(signature: Signature, sequences: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return the schema of a request that is cut into pieces.
+
+    Args:
+        signature: What clients see.
+        sequences: `manifest["sequences"]`, whose axis may then be as long as all pieces together.
+    """
+    if not sequences:
+        return _infer_request(signature.inputs, signature.outputs, sequences=False)
+    axis = sequences["axis"] or 0
+    longer = Dim(name="length", min=1)
+    inputs = [
+        replace(spec, shape=(*spec.shape[:axis], longer, *spec.shape[axis + 1 :]))
+        if spec.name in sequences["cut"]
+        else spec
+        for spec in signature.inputs
+    ]
+    return _infer_request(inputs, signature.outputs, sequences=True)
 
 
 def _infer_request(

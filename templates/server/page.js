@@ -7,7 +7,7 @@ const SIZES = {
 const MOST_FIELDS = 24, MOST_TYPED = 2048, MOST_ROWS = 30, MOST_COLUMNS = 20, MOST_RAW = 20000, TOP = 5, PREVIEW = 640;
 const IN_WORDS = {
   401: "This server asks for an API key", 403: "This is not allowed here", 404: "The server does not know this",
-  408: "The request did not arrive in time", 413: "The request is too large", 415: "The server does not read this kind of file",
+  409: "This goes against a request before it", 408: "The request did not arrive in time", 413: "The request is too large", 415: "The server does not read this kind of file",
   429: "Too many requests", 503: "The server has too much to do, or is not ready", 504: "The answer took too long",
 };
 let model = null, key = "", way = null, busy = false;
@@ -267,7 +267,7 @@ const values = (spec) => {
 
 const chooser = (spec, words, accept, chosen) => {
   const input = make("input", { type: "file", accept });
-  const box = make("fieldset", null, legend(spec), make("label", null, words, input));
+  const box = make("fieldset", null, spec ? legend(spec) : make("legend", null, "Rows"), make("label", null, words, input));
   const over = (event) => { event.preventDefault(); box.classList.toggle("over", event.type === "dragover"); };
   for (const kind of ["dragover", "dragleave", "drop"]) box.addEventListener(kind, over);
   const take = (files) => { if (files.length) chosen(files[0]).catch(fail); };
@@ -359,7 +359,7 @@ const onPhoto = (spec, box, { width, height }) => {
 };
 
 const sound = (spec) => {
-  const { sample_rate: rate, window: length } = model.audio[spec.name];
+  const { sample_rate: rate, window: length } = model.audio[spec.name], time = spec.shape.findLastIndex((dim) => dim !== 1);
   let file = null, samples = null;
   const note = make("p", { className: "muted" });
   const open = async (chosen) => {
@@ -379,13 +379,13 @@ const sound = (spec) => {
   node.append(note);
   const tensor = () => {
     if (!samples) throw new Error("Choose a sound first.");
-    const wanted = length ?? Math.min(Math.max(samples.length, least(spec.shape[1])), most(spec.shape[1]));
-    const made = new Float32Array(wanted);
-    made.set(samples.subarray(0, wanted));
-    return tensorOf(spec, [1, wanted], made);
+    const wanted = length ?? Math.min(Math.max(samples.length, least(spec.shape[time])), most(spec.shape[time]));
+    const shape = spec.shape.map((dim, axis) => (axis === time ? wanted : least(dim))), made = new Float32Array(count(shape));
+    for (let at = 0; at < made.length; at += wanted) made.set(samples.subarray(0, wanted), at);
+    return tensorOf(spec, shape, made);
   };
   const random = () => {
-    [file, samples] = [null, Float32Array.from({ length: length ?? Math.max(rate, least(spec.shape[1])) }, () => Math.random() * .2 - .1)];
+    [file, samples] = [null, Float32Array.from({ length: length ?? Math.max(rate, least(spec.shape[time])) }, () => Math.random() * .2 - .1)];
     note.textContent = "Random noise";
   };
   const send = async () => {
@@ -405,15 +405,19 @@ const textWay = () => {
     send: () => { const text = JSON.stringify({ data: area.value }); return predict(text, "application/json", { text }); },
   };
 };
-const tableWay = (spec) => {
-  const names = model.columns[spec.name].names, area = make("textarea", { rows: 4, spellcheck: false, required: true });
-  area.value = names.join(",") + "\n";
-  const fill = async (file) => { area.value = await file.text(); };
-  const node = chooser(spec, "A CSV file: choose one, or drop it here", ".csv,text/csv", fill);
+const columnsOf = (spec) => {
+  const width = count(spec.shape.slice(1));
+  return model.columns[spec.name]?.names ?? (width === 1 ? [spec.name] : Array.from({ length: width }, (_, at) => `${spec.name}.${at}`));
+};
+const tableWay = () => {
+  const head = model.inputs.flatMap(columnsOf).join(",") + "\n", area = make("textarea", { rows: 4, spellcheck: false, required: true });
+  area.value = head;
+  const fill = async (file) => { area.value = await file.text(); say(""); };
+  const node = chooser(null, "A CSV file: choose one, or drop it here", ".csv,text/csv", fill);
   node.append(make("label", null, "or write rows under the names of the columns", area));
   return {
     title: "A table (CSV)", node,
-    random: () => { area.value = names.join(",") + "\n" + names.map(() => anyValue(spec)).join(",") + "\n"; },
+    random: () => { area.value = head + model.inputs.flatMap((spec) => columnsOf(spec).map(() => anyValue(spec))).join(",") + "\n"; },
     send: () => predict(area.value, "text/csv", { text: area.value }),
   };
 };
@@ -427,7 +431,7 @@ const inputsWay = () => {
 };
 
 const kindOf = (spec) => {
-  if (spec.name in model.audio && spec.shape.length === 2 && spec.dtype === "float32") return "sound";
+  if (spec.name in model.audio && spec.dtype === "float32") return "sound";
   return spec.dtype === "uint8" && spec.shape.length === 4 && spec.shape[3] === 3 ? "photo" : "values";
 };
 
@@ -442,10 +446,11 @@ const build = () => {
   model.inputs.forEach((spec) => { spec.kind = kindOf(spec); });
   const byValue = model.inputs.filter((spec) => spec.kind === "values"), ways = [], fields = sizeFields(byValue, () => last.widgets.forEach((widget) => widget.rebuild?.()));
   if (model.text && model.routes.predict) ways.push(textWay());
-  if (model.bodies.includes("text/csv") && model.inputs.length === 1) ways.push(tableWay(model.inputs[0]));
+  const tables = model.routes.predict && model.bodies.includes("text/csv") ? [tableWay()] : [], named = model.inputs.some((spec) => spec.name in model.columns);
+  if (named) ways.push(...tables);
   const last = inputsWay();
   last.node.prepend(...fields);
-  ways.push(last);
+  ways.push(last, ...(named ? [] : tables));
   id("ways").replaceChildren();
   if (ways.length > 1) {
     const radios = ways.map((choice, at) => {

@@ -32,7 +32,7 @@ class Release:
         self.folder = str(folder)
         signature = {"inputs": [X], "outputs": [Y]}
         self.manifest = {
-            "name": "m", "version": "1.0.0", "target": {"name": "t"}, "server": {"plain": False},
+            "name": "m", "version": "1.0.0", "target": {"name": "t"}, "server": {"metrics": False},
             "model": {"signature": signature, **model}, "bodies": {"text/csv": {}},
         }  # fmt: skip
 
@@ -86,7 +86,7 @@ def test_the_facts_say_what_is_served_and_who_answers_now(folder: Path) -> None:
     assert found["inputs"] == [
         {"name": "x", "dtype": "float32", "datatype": "FP32", "shape": [BATCH, 64]}
     ]
-    assert found["routes"] == {"predict": False, "openapi": True, "metrics": True}
+    assert found["routes"] == {"predict": True, "openapi": True, "metrics": False}
     assert found["bodies"] == ["text/csv"]
     assert found["limits"] == {"json_bytes": 1, "binary_bytes": 2}
     assert found["engine"] == {"name": "e", "version": "1", "provider": "p", "precision": "fp32"}

@@ -11,8 +11,11 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from packager.bundle.render import render_server
+from packager.passes.text import manifest_text
+from packager.recipe import TextInput
 from runtime.app import load_app
 from runtime.engine import open_engine
+from tests.unit.packager.bundle.test_results import WORDS, text_model
 from tests.unit.runtime.live_server import BATCH, serving, tensor
 
 if TYPE_CHECKING:
@@ -133,4 +136,49 @@ def colour_photos(folder: Path, library: Path) -> contextlib.AbstractContextMana
     return served(
         folder, library, inputs=[PHOTO], outputs=[tensor("scores", "float32", BATCH, 3)],
         name="colours", images={"photo": {"size": [16, 16]}}, labels={"scores": "labels.txt"},
+    )  # fmt: skip
+
+
+def table_rows(folder: Path, library: Path) -> contextlib.AbstractContextManager[str]:
+    """Serve a classifier of rows of two named columns: which one is the larger."""
+    node = helper.make_node("Softmax", ["x"], ["y"], axis=1)
+    save(folder / "model.onnx", [node], [value("x", 1, ["n", 2])], [value("y", 1, ["n", 2])])
+    (folder / "labels.txt").write_text("wide\nhigh\n")
+    return served(
+        folder, library, inputs=[tensor("x", "float32", BATCH, 2)],
+        outputs=[tensor("y", "float32", BATCH, 2)], name="rows", bodies={"text/csv": {}},
+        columns={"x": {"names": ["width", "height"]}}, labels={"y": "labels.txt"},
+    )  # fmt: skip
+
+
+def loudness(folder: Path, library: Path) -> contextlib.AbstractContextManager[str]:
+    """Serve the mean magnitude of a sound of 8 kHz."""
+    save(
+        folder / "model.onnx",
+        [
+            helper.make_node("Abs", ["x"], ["size"]),
+            helper.make_node("ReduceMean", ["size", "axes"], ["y"], keepdims=0),
+        ],
+        [value("x", 1, ["n", "samples"])],
+        [value("y", 1, ["n"])],
+        numpy_helper.from_array(np.array([1], np.int64), "axes"),
+    )
+    samples = {"name": "samples", "min": 1, "max": 80_000, "opt": 8000}
+    return served(
+        folder, library, inputs=[tensor("x", "float32", BATCH, samples)],
+        outputs=[tensor("y", "float32", BATCH)], name="loudness", bodies={"audio/wav": {}},
+        audio={"x": {"sample_rate": 8000, "window": None}},
+    )  # fmt: skip
+
+
+def colour_words(folder: Path, library: Path) -> contextlib.AbstractContextManager[str]:
+    """Serve a counter of the words red, green and blue in a text."""
+    vocabulary = folder / "vocab.txt"
+    vocabulary.write_text("".join(f"{word}\n" for word in WORDS))
+    (folder / "labels.txt").write_text("red\ngreen\nblue\n")
+    signature = text_model(folder).signature
+    text = TextInput(tokenizer=vocabulary, ids="ids", mask="mask", max_length=8)
+    return served(
+        folder, library, **signature.to_json(), name="words", bodies={"text/plain": {}},
+        text=manifest_text(text, signature, "vocab.txt"), labels={"colours": "labels.txt"},
     )  # fmt: skip

@@ -14,8 +14,10 @@ import pytest
 from packager.bundle.render import render_server
 from tests.unit.packager.bundle.small_servers import (
     colour_photos,
+    colour_words,
     echo,
     several_types,
+    table_rows,
 )
 from tests.unit.runtime.live_server import BATCH, tensor
 
@@ -30,12 +32,15 @@ ECHOED = {
 }  # fmt: skip
 
 
+SMALL = {
+    "several": several_types, "photos": colour_photos, "rows": table_rows, "words": colour_words,
+}  # fmt: skip
+
+
 def model(kind: str) -> Callable[[Path, Path], AbstractContextManager[str]]:
     """Return what serves a small model of some kind."""
-    if kind == "several":
-        return several_types
-    if kind == "photos":
-        return colour_photos
+    if kind in SMALL:
+        return SMALL[kind]
     number, *dims = ECHOED[kind]
     return lambda folder, library: echo(folder, library, kind, number, *dims)
 
@@ -74,9 +79,15 @@ def check_answer(document: Any, operation: Any, answer: tuple[int, str, Any]) ->
     schema = {**document, **response["content"][kind].get("schema", {})}
     if kind == "application/json":
         jsonschema.Draft202012Validator(schema).validate(content)
+    if kind == "text/event-stream":
+        data = {**document, "$ref": "#/components/schemas/StreamedAnswer"}
+        lines = [line for line in content.decode().split("\n") if line.startswith("data: ")]
+        assert len(lines) > 1
+        for line in lines:
+            jsonschema.Draft202012Validator(data).validate(json.loads(line[6:]))
 
 
-@pytest.mark.parametrize("kind", ["several", "photos", *ECHOED])
+@pytest.mark.parametrize("kind", [*SMALL, *ECHOED])
 def test_the_file_is_valid_and_every_example_works(
     kind: str, engine_library: Path, tmp_path: Path
 ) -> None:
@@ -101,7 +112,7 @@ def test_the_file_is_valid_and_every_example_works(
                 assert answer[0] == 200, (path, example, answer)
                 check_answer(document, methods["post"], answer)
                 sent += 1
-        assert sent == 3
+        assert sent == 5 + (kind in ("rows", "words"))
 
 
 def test_refusals_are_as_they_are_described(engine_library: Path, tmp_path: Path) -> None:
@@ -183,8 +194,16 @@ def test_the_parameters_of_a_sequence_are_described_for_models_with_state_alone(
         return set(schema["properties"]["parameters"]["properties"])
 
     signature = {"inputs": [rows], "outputs": [rows]}
-    added = parameters(sequences={"signature": signature}) - parameters()
+    sequences = {"signature": signature, "axis": 0, "chunk": 4, "cut": ["x"]}
+    added = parameters(sequences=sequences) - parameters()
     assert added == {"sequence_id", "sequence_start", "sequence_end"}
+    schemas = described([rows], sequences=sequences)["components"]["schemas"]
+    one, all_together = (
+        schemas[name]["properties"]["inputs"]["items"]["properties"]["shape"]["prefixItems"][0]
+        for name in ("InferRequest", "StreamRequest")
+    )
+    assert one["maximum"] == 32
+    assert "maximum" not in all_together
 
 
 CHECKS = (
@@ -220,7 +239,7 @@ def test_requests_made_from_the_description_get_answers_that_it_describes(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["several", "photos", *ECHOED])
+@pytest.mark.parametrize("kind", [*SMALL, *ECHOED])
 def test_many_requests_made_from_the_description_get_answers_that_it_describes(
     kind: str, engine_library: Path, tmp_path: Path
 ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import time
+import wave
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,10 +16,13 @@ from tests.browser import axe, browser, page, violations, wider
 from tests.unit.packager.bundle.small_servers import (
     PHOTO,
     colour_photos,
+    colour_words,
     echo,
+    loudness,
     save,
     served,
     several_types,
+    table_rows,
     value,
 )
 from tests.unit.runtime.live_server import tensor
@@ -306,6 +310,66 @@ def test_texts_go_and_come_as_texts(page: Any, engine_library: Path, tmp_path: P
         said(page)
         texts = page.ask("[...document.querySelectorAll('#answer .text')].map(e => e.innerText)")
         assert texts == ["grüß", "日本"]
+
+
+def test_a_table_goes_as_the_file_it_is(page: Any, engine_library: Path, tmp_path: Path) -> None:
+    with table_rows(tmp_path, engine_library) as url:
+        visit(page, url)
+        assert page.ask("document.querySelector('#fields textarea').value") == "width,height\n"
+        (tmp_path / "rows.csv").write_text("height,width\n9,1\n2,5\n")
+        give_file(page, tmp_path / "rows.csv")
+        until(page, "document.querySelector('#fields textarea').value.startsWith('height')")
+        assert said(page).startswith("high, ")
+        assert page.requests[-1] == f"{url}/predict"
+        best = "[...document.querySelectorAll('.bars')].map(e => e.querySelector('bdi').innerText)"
+        assert page.ask(best) == ["high", "wide"]
+        assert "'Content-Type: text/csv'" in page.ask("document.getElementById('curl').innerText")
+        fill(page, "#fields textarea", "width\n1\n")
+        page.ask("document.getElementById('send').click()")
+        told = until(page, "document.getElementById('trouble').textContent")
+        assert "the table has no column `height`" in told
+
+
+def test_columns_are_fields_by_their_names_too(
+    page: Any, engine_library: Path, tmp_path: Path
+) -> None:
+    with table_rows(tmp_path, engine_library) as url:
+        visit(page, url)
+        page.ask("document.querySelector('input[type=radio]').focus()")
+        page.press(*DOWN)
+        names = "[...document.querySelectorAll('#fields label')].map(l => l.innerText.trim())"
+        assert page.ask(names) == ["batch", "width", "height"]
+        page.ask("document.querySelectorAll('#fields input')[1].value = 3")
+        assert said(page).startswith("wide, ")
+        assert page.requests[-1] == f"{url}/v2/models/rows/infer"
+
+
+def test_a_text_goes_as_a_text(page: Any, engine_library: Path, tmp_path: Path) -> None:
+    with colour_words(tmp_path, engine_library) as url:
+        visit(page, url)
+        fill(page, "#fields textarea", "Blue and green? Blue!")
+        assert said(page).startswith("blue, 2. ")
+        assert page.requests[-1] == f"{url}/predict"
+
+
+@pytest.mark.parametrize("name", ["tone.wav", "tone.sound"])
+def test_a_sound_goes_as_it_is_or_as_the_browser_reads_it(
+    page: Any, engine_library: Path, tmp_path: Path, name: str
+) -> None:
+    samples = (np.sin(np.arange(16_000) * 2 * np.pi * 200 / 16_000) * 16_384).astype("<i2")
+    with wave.open(str(tmp_path / name), "wb") as file:
+        file.setparams((2, 2, 16_000, 0, "NONE", ""))
+        file.writeframes(np.stack([samples, samples], axis=1).tobytes())
+    with loudness(tmp_path, engine_library) as url:
+        visit(page, url)
+        give_file(page, tmp_path / name)
+        note = until(page, "document.querySelector('#fields p').textContent")
+        assert note == f"{name}: 1.00 s at 8000 Hz"
+        told = said(page)
+        mean = float(told.removeprefix("y: ").split(". ")[0])
+        assert mean == pytest.approx(0.5 * 2 / np.pi, rel=0.01)
+        way = "predict" if name == "tone.wav" else "v2/models/loudness/infer"
+        assert page.requests[-1] == f"{url}/{way}"
 
 
 @pytest.mark.parametrize(
