@@ -12,6 +12,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
@@ -86,6 +87,7 @@ def rate(subject: Subject, load: Load, folder: Path) -> float:
     process, _ = start(subject, port := free_port(), load)
     try:
         drive(port, load, 1.0, folder)
+        time.sleep(0.5)  # what the first clients have left behind is still worked on
         return drive(port, load, LOAD_S, folder) / LOAD_S
     finally:
         stop(process)
