@@ -28,7 +28,7 @@ ROUND_S = 1.0
 SYNC_S = 5.0
 EXPIRE_S = 60.0
 PAUSE_S = 60.0
-LOCK_S = 5.0
+LOCK_S = 30.0
 END_S = 10.0
 # Requests of several threads come a little out of order.
 DISORDER_S = 2.0
@@ -213,13 +213,14 @@ class Capture:
     def _round(self, batch: List[Record], *, ending: bool) -> None:
         """Write a batch; look after what was deleted, what is too old, what is not on disk yet."""
         now = self._clock.now()
-        if self._segment is not None and (self._segment.is_deleted or now >= self._segment_end):
+        self._let_go()
+        if self._segment is not None and now >= self._segment_end:
             self._end_segment()
         if self.stopped and time.monotonic() >= self._resume_at:
             self._expire_at = 0.0
         further = self._also(ending)
         if batch or further or now >= self._expire_at or ending or self._log_has_grown():
-            with self._folder.locked(LOCK_S):
+            with self._folder.locked(LOCK_S, self._let_go):
                 if now >= self._expire_at:
                     self._expire(now)
                     self._go_on()
@@ -279,6 +280,11 @@ class Capture:
             deleted = segment.is_deleted
             self._stored_bytes += 0 if deleted else segment.size
             segment.close(whole=whole)
+
+    def _let_go(self) -> None:
+        """Close what somebody has deleted: they hold the lock until nobody has it open."""
+        if self._segment is not None and self._segment.is_deleted:
+            self._end_segment()
 
     def _expire(self, now: float) -> None:
         """Delete what is too old; the lock is held."""

@@ -9,7 +9,7 @@ import os
 import re
 import stat
 import time
-from typing import Any, Dict, Iterator, List, Mapping, NamedTuple, Optional
+from typing import Any, Callable, Dict, Iterator, List, Mapping, NamedTuple, Optional
 
 from ..errors import InputOutputFault, UsageFault
 
@@ -84,8 +84,14 @@ class Folder:
         return os.path.join(self.path, name)
 
     @contextlib.contextmanager
-    def locked(self, timeout_s: float) -> Iterator[None]:
+    def locked(
+        self, timeout_s: float, waiting: Callable[[], None] = lambda: None
+    ) -> Iterator[None]:
         """Keep everyone else from changing the folder.
+
+        Args:
+            timeout_s: How long to wait for whoever does.
+            waiting: Called again and again meanwhile.
 
         Raises:
             InputOutputFault: another process held it for all of that time.
@@ -101,6 +107,7 @@ class Folder:
                 except BlockingIOError:
                     if time.monotonic() >= end:
                         raise InputOutputFault("another process holds `%s`" % self.path) from None
+                    waiting()
                     time.sleep(_LOCK_ROUND_S)
             yield
         finally:

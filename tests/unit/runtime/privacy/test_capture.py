@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
 import threading
 import time
 from pathlib import Path
@@ -22,6 +23,7 @@ from runtime.tensor import Tensor
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+ROOT = Path(__file__).resolve().parents[4]
 KEY = CaptureKey(bytes(range(32)))
 
 
@@ -310,6 +312,21 @@ def test_a_server_lets_go_of_what_is_deleted_under_it(
     assert not [path for path in opened if str(path).startswith(folder.path)]
 
 
+def test_a_server_that_waits_for_the_lock_lets_go_all_the_same(
+    folder: Folder, make: Callable[..., Capture]
+) -> None:
+    capture = make()
+    capture.start()
+    capture.observe(request("a"), RESULTS)
+    wait(lambda: capture.kept == 1)
+    with folder.locked(5):
+        capture.observe(request("b"), RESULTS)
+        wait(lambda: not capture._queue)  # taken, and waiting for the lock
+        assert delete(folder, folder.segments(), "all", KEY).remains == ()
+    wait(lambda: capture.dropped["deleted"] == 1)
+    assert not capture.stopped
+
+
 def test_one_segment_spans_one_stretch_of_time(
     folder: Folder, make: Callable[..., Capture]
 ) -> None:
@@ -321,3 +338,50 @@ def test_one_segment_spans_one_stretch_of_time(
         capture.observe(request(name), RESULTS)
         wait(lambda name=name: capture.kept == ord(name) - 96)
     assert len(folder.segments()) == 2
+
+
+SCRIPT = """
+import sys
+from runtime.core import InferRequest
+from runtime.privacy.capture import Capture, Chooser
+from runtime.privacy.drift import Drift
+from runtime.privacy.folder import Folder
+from runtime.privacy.keys import CaptureKey
+from runtime.privacy.retention import delete_request, each_record, verify
+from runtime.tensor import Tensor
+
+folder, key = Folder(sys.argv[1]), CaptureKey(bytes(range(32)))
+print(sorted(record.fields["request"] for _, record in each_record(folder, key, print)))
+drift = Drift([])
+capture = Capture(folder, key, chooser=Chooser(1.0), masked=["m"], keep_s=3600.0,
+                  describe=lambda: {"engine": "e", "precision": "p", "model": "m"},
+                  also=drift.records)
+capture.start()
+for name in ("stays", "goes"):
+    for dtype, data in (("float32", bytes(8)), ("string", [b"a", b"b"]), ("bool", b"\\0\\1")):
+        request = InferRequest({"x": Tensor(dtype, (2,), data), "m": Tensor("uint8", (1,), b"s")},
+                               name)
+        results = {"y": Tensor("float16", (1, 2), bytes(4))}
+        capture.observe(request, results)
+        drift.observe(request, results)
+capture.close()
+with folder.locked(5.0):
+    print(delete_request(folder, "goes", key)[1:], verify(folder, key)["faults"])
+"""
+
+
+def test_every_cpython_keeps_reads_and_deletes_alike(
+    old_python: Path, folder: Folder, make: Callable[..., Capture]
+) -> None:
+    capture = make()
+    capture.start()
+    capture.observe(request("from here"), RESULTS)
+    capture.close()
+    done = subprocess.run(
+        [old_python, "-c", SCRIPT, folder.path], env={"PYTHONPATH": str(ROOT)},
+        capture_output=True, text=True, check=False, timeout=60,
+    )  # fmt: skip
+    assert done.stderr == ""
+    assert done.stdout.splitlines() == ["['from here']", "(3, ()) []"]
+    assert sorted(one.fields["request"] for one in kept(folder)) == ["from here"] + ["stays"] * 3
+    assert {next(iter(one.inputs)) for one in kept(folder)} == {"x"}
