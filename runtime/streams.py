@@ -218,18 +218,18 @@ class EventStream:
 
     def _done(self, result: Any) -> None:
         """Take the answer to a piece, or what went wrong with it."""
-        self._working = False
         self._piece = None if not isinstance(result, Busy) else self._piece
         if self._gone:
             self._leave(early=True)
         elif isinstance(result, Busy) and self._begun:
+            self._working = False
             self._outlet.wake_after(RETRY_S)
         elif isinstance(result, Exception):
             self._fail(blame(result))
         else:
             self._sent += 1
             if self._sent < self._count:
-                self._write(result)
+                self._write(result)  # which may end in `resume` before it returns
                 self._next_later()
             else:
                 end = b'event: end\ndata: {"events":%d}\n\n' % self._count
