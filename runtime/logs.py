@@ -32,6 +32,8 @@ SENTENCES: Mapping[str, str] = {
     "succeeded": "another release answers now, as process %(pid)d",
     "not_succeeded": "this release goes on, as the other one does not start: %(reason)s",
     "internal_error": "error: %(kind)s in %(where)s",
+    "capture": "capture: %(state)s",
+    "accelerator": "%(message)s",
     "too_many_connections": "turned a connection away: there are too many",
     "lines_lost": "%(lines)d lines of this log were lost: nobody read them in time",
 }

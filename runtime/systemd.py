@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import socket
 import time
-from typing import List, Mapping, MutableMapping, Optional
+from typing import List, MutableMapping, Optional
 
 FIRST_DESCRIPTOR = 3
 _MAX_STATUS_CHARACTERS = 200
@@ -19,6 +19,9 @@ _SEND_TIMEOUT_S = 0.2
 class Notifier:
     """Tells the service manager how a server is; does nothing without one.
 
+    `WATCHDOG_PID` is removed, so that a process which takes over from this one, and was not there
+    when the manager set it, feeds the watchdog too.
+
     Args:
         environment: None for this process's.
 
@@ -26,7 +29,7 @@ class Notifier:
         watchdog_s: How often `feed` has something to say; None without a watchdog.
     """
 
-    def __init__(self, environment: Optional[Mapping[str, str]] = None) -> None:
+    def __init__(self, environment: Optional[MutableMapping[str, str]] = None) -> None:
         environment = os.environ if environment is None else environment
         self._address = _address(environment.get("NOTIFY_SOCKET", ""))
         self.watchdog_s = _watchdog_s(environment) if self._address else None
@@ -124,10 +127,10 @@ def _address(text: str) -> str:
     return text if text.startswith("/") else ""
 
 
-def _watchdog_s(environment: Mapping[str, str]) -> Optional[float]:
+def _watchdog_s(environment: MutableMapping[str, str]) -> Optional[float]:
     """Return half of the watchdog's time, as sd_watchdog_enabled(3) advises."""
     text = environment.get("WATCHDOG_USEC", "")
-    pid = environment.get("WATCHDOG_PID")
+    pid = environment.pop("WATCHDOG_PID", None)
     if not (text.isascii() and text.isdigit()) or pid not in (None, str(os.getpid())):
         return None
     return int(text) / 2e6 or None

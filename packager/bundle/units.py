@@ -158,7 +158,6 @@ def _systemd(manifest: Mapping[str, Any], bundle: Path, place: Place) -> dict[st
             bundle=str(path),
             command=(place.python, str(path), *_serve(place, place.host)),
             credentials=credentials,
-            reloads=place.tls or place.keys,
             memory_mib=target["memory_mib"],
             start_s=300 if gpu else 120,
             loopback=address.is_loopback,

@@ -10,6 +10,7 @@ from typing import Any, Callable, Dict, List, Mapping, Optional, Tuple
 
 from ..engine import Engine
 from ..errors import DeviceError, TargetMismatch
+from ..logs import log
 from ..signature import Signature
 from .durable import read_record, unlink, write_record
 from .fingerprint import differences, digest, first_gpu, hard_facts, soft_facts
@@ -236,8 +237,7 @@ def _assemble(
 
 
 def _announce(text: str) -> None:
-    with contextlib.suppress(OSError, ValueError):  # nobody reads it any more
-        print(text, file=sys.stderr, flush=True)
+    log.event("accelerator", message=text)
 
 
 def _for_this_gpu(request: BuildRequest, device: Mapping[str, Any]) -> BuildRequest:

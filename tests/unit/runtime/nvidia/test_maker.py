@@ -15,6 +15,7 @@ from onnx import TensorProto, helper
 
 from runtime.engine import describe_choice, open_engine
 from runtime.errors import BadRequest, TargetMismatch
+from runtime.logs import Log
 from runtime.nvidia import maker as maker_module
 from runtime.nvidia.cudaerrors import OUT_OF_MEMORY
 from runtime.nvidia.making import Policy
@@ -116,8 +117,11 @@ def device(
 
 
 def test_an_engine_is_built_by_a_child_checked_and_kept(
-    device: Device, capsys: pytest.CaptureFixture[str]
+    device: Device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    ends = os.pipe()
+    source, sink = os.fdopen(ends[0], "rb", buffering=0), os.fdopen(ends[1], "wb", buffering=0)
+    monkeypatch.setattr(maker_module, "log", Log(lambda: None if sink.closed else sink.fileno()))
     switch = device.open(serving=True)
     assert answer(switch) == RIGHT
     until(lambda: switch.state == "live", describe_choice(switch) or "")
@@ -128,12 +132,9 @@ def test_an_engine_is_built_by_a_child_checked_and_kept(
     assert "engine" not in kept
     # never silently: every change of who answers is a line on standard error
     said: list[str] = []
-    until(
-        lambda: (
-            said.extend(capsys.readouterr().err.splitlines())
-            or any(": live" in line for line in said)
-        )
-    )
+    with source, sink:
+        while not said or ": live" not in said[-1]:
+            said.append(source.readline().decode().rstrip())
     assert said == [
         "tensorrt: building, answers come from onnxruntime: there is no engine for this device yet",
         "tensorrt: checking, answers come from onnxruntime",
