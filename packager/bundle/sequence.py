@@ -46,9 +46,7 @@ def sequence_fields(
         UsageError: names, an axis or a number that the model does not have.
         ModelUnsupported: a state that comes out in another form than it went in.
     """
-    check_names(sequences, signature)
-    pinned = _shared_dims(sequences, signature)
-    _run_twice(sequences, path, signature, pinned)
+    pinned = check_state(sequences, path, signature)
     pinned |= _bound_to_one(sequences, path, signature, pinned)
     served = _served(sequences, signature, pinned)
     states = [
@@ -66,6 +64,19 @@ def sequence_fields(
         "chunk": sequences.chunk,
         "cut": _cut_inputs(sequences, served),
     }
+
+
+def check_state(sequences: Sequences, path: Path, signature: Signature) -> set[str]:
+    """Refuse a state that does not go round; return the dimensions that are 1 for one sequence.
+
+    Raises:
+        UsageError: names that the model does not have.
+        ModelUnsupported: a state that comes out in another form than it went in.
+    """
+    check_names(sequences, signature)
+    pinned = _shared_dims(sequences, signature)
+    _run_twice(sequences, path, signature, pinned)
+    return pinned
 
 
 def check_names(sequences: Sequences, signature: Signature) -> None:

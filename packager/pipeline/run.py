@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from packager.bundle.privacy import check_mask
+from packager.bundle.sequence import check_state
 from packager.errors import BudgetMissed, IntegrityError
 from packager.pipeline import stages
 from packager.pipeline.batching import batching_stage
@@ -86,6 +87,8 @@ def run_plan(plan: Plan, *, reporter: Reporter) -> tuple[Built, ...]:
     with workspace(plan.cache_dir) as work:
         model = stages.import_stage(plan.recipe, cache=cache, work=work, reporter=reporter)
         check_mask(plan.recipe, model.signature)
+        if plan.recipe.sequences is not None:  # long before the bundle is put together
+            check_state(plan.recipe.sequences, model.path, model.signature)
         data = stages.Data.load(plan.recipe, model, reporter=reporter)
         built = []
         for target in plan.targets:
