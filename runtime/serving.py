@@ -54,14 +54,15 @@ def run_server(path: str, values: Mapping[str, Any]) -> None:
     from .engine import open_engine
     from .handover import Handover, inherited
     from .options import serve_options
-    from .server import serve
+    from .server import import_door, serve
 
+    options = serve_options(values)
+    import_door(options)
     succession = inherited()
     with opened.result() as release:
         import_from(release.folder)
         _check_device(release)
         _tell_engine(release.manifest)
-        options = serve_options(values)
         engine = open_engine(release, values["threads"], serving=True, retune=values["retune"])
         watch = None
         try:

@@ -25,6 +25,14 @@ _WARN_EVERY_S = 86400.0
 _WARN_AHEAD_S = 14 * 86400.0
 
 
+def import_all(options: ServeOptions) -> None:
+    """Import everything that the options ask for."""
+    if options.tls_cert is not None:
+        from . import contexts, tls  # noqa: F401 - kept by the interpreter
+    if options.keys is not None:
+        from . import guard, keys  # noqa: F401 - kept by the interpreter
+
+
 class Door:
     """Belongs to one server's loop; made only where options ask for TLS or keys.
 
@@ -59,6 +67,7 @@ class Door:
         self._tls: Optional[Reloading[Tls]] = None
         self._keys: Optional[Reloading[Keys]] = None
         self.guard: Optional[Guard] = None
+        import_all(options)  # not when the first client waits for it
         if options.tls_cert is not None:
             self._open_tls(options, http2)
         elif options.tls_key is not None or options.tls_client_ca is not None:
@@ -102,7 +111,6 @@ class Door:
                 reloading.reload()
 
     def _open_tls(self, options: ServeOptions, http2: bool) -> None:
-        from . import tls  # noqa: F401 - compiled now, not when the first client waits for it
         from .contexts import load_tls
 
         named = (options.tls_cert, options.tls_key, options.tls_client_ca)

@@ -205,6 +205,8 @@ class TlsStream(Stream):
                 self._protocol.data_received(data)
             if self._lost or self._paused:
                 return
+            if len(data) < RECORD_BYTES and not self._secured.pending():
+                return  # most likely all there is; if not, epoll says so again
         if self._secured.pending():
             self._loop.soon(self._read_if_wanted)
 
