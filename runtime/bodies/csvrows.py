@@ -17,7 +17,9 @@ Body = Union[bytes, bytearray]
 
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 _TRUTH = {"0": 0, "1": 1, "false": 0, "true": 1, "False": 0, "True": 1}
+_MOST_COLUMNS = 1 << 16
 _SHOWN_COLUMNS = 12
+_COMPARED_COLUMNS = 1000
 _SHOWN_CHARACTERS = 40
 # A number of more digits would take long to read, and no element holds it.
 _MOST_DIGITS = 400
@@ -46,15 +48,21 @@ class TableDecoder:
         """
         rows = _rows(read_text(body))
         number, header = next(rows, (1, [""]))
+        if len(header) > _MOST_COLUMNS:
+            raise BadRequest("the table has %d columns" % len(header), hint="send fewer")
         header = [name.strip() for name in header]
         if header == [""]:
             raise BadRequest(
                 "the table is empty", hint="send a line of column names, then the rows"
             )
-        plan = {
-            spec.name: [_place(name, header) for name in self._names(spec, header)]
-            for spec in self._signature.inputs.values()
-        }
+        places: Dict[str, List[int]] = {}
+        for place, name in enumerate(header):
+            places.setdefault(name, []).append(place)
+        plan, sizes = {}, {}
+        for spec in self._signature.inputs.values():
+            names = self._names(spec, places)
+            sizes[spec.name] = _row_sizes(spec, len(names))
+            plan[spec.name] = [_place(name, places) for name in names]
         values: Dict[str, List[Any]] = {name: [] for name in plan}
         count = 0
         for number, cells in rows:
@@ -68,31 +76,35 @@ class TableDecoder:
                 raise BadRequest(
                     "the table has more rows than the %d that the model takes" % self._most
                 )
-            for name, places in plan.items():
+            for name, taken in plan.items():
                 dtype = self._signature.inputs[name].dtype
-                values[name] += [_value(cells[at], dtype, header[at], number) for at in places]
+                values[name] += [_value(cells[at], dtype, header[at], number) for at in taken]
         if not count:
             raise BadRequest("the table has no rows", hint="send rows below the column names")
         return {
-            name: _tensor(self._signature.inputs[name], count, len(plan[name]), values[name])
+            name: Tensor.from_flat(
+                values[name],
+                (count, *sizes[name]),
+                self._signature.inputs[name].dtype,
+                where=name,
+            )
             for name in plan
         }
 
-    def _names(self, spec: TensorSpec, header: List[str]) -> Sequence[str]:
+    def _names(self, spec: TensorSpec, header: Mapping[str, Any]) -> Sequence[str]:
         declared = self._columns.get(spec.name)
         if declared is not None:
             return list(declared["names"])
         if spec.name in header:
             return [spec.name]
-        known = set(header)
         found: List[str] = []
-        while "%s.%d" % (spec.name, len(found)) in known:
+        while "%s.%d" % (spec.name, len(found)) in header:
             found.append("%s.%d" % (spec.name, len(found)))
         if not found:
             raise BadRequest(
                 "the table has no column for the input `%s`" % spec.name,
                 hint="name it `%s`, or `%s.0`, `%s.1` …; the table has %s"
-                % (spec.name, spec.name, spec.name, _shown(header)),
+                % (spec.name, spec.name, spec.name, _shown(list(header))),
             )
         return found
 
@@ -115,17 +127,18 @@ def _lines(text: str) -> Iterator[str]:
         at = end
 
 
-def _place(name: str, header: List[str]) -> int:
-    places = header.count(name)
-    if places == 1:
-        return header.index(name)
-    if places:
+def _place(name: str, places: Mapping[str, List[int]]) -> int:
+    found = places.get(name, ())
+    if len(found) == 1:
+        return found[0]
+    if found:
         raise BadRequest("the table has several columns `%s`" % _short(name))
+    header = list(places)
     if len(header) == 1 and any(mark in header[0] for mark in ";\t"):
         raise BadRequest(
             "the table has one column `%s`" % _short(header[0]), hint="part the cells by commas"
         )
-    near = closest(name, header)
+    near = closest(name, header[:_COMPARED_COLUMNS])
     raise BadRequest(
         "the table has no column `%s`" % name,
         hint="did you mean `%s`?" % _short(near) if near else "it has " + _shown(header),
@@ -167,8 +180,12 @@ def _value(cell: str, dtype: str, column: str, line: int) -> Any:
         return math.inf  # refused with the name of the input
 
 
-def _tensor(spec: TensorSpec, rows: int, cells: int, values: List[Any]) -> Tensor:
-    """Return an input of `rows` rows: a free axis beside the batch takes what is there."""
+def _row_sizes(spec: TensorSpec, cells: int) -> List[int]:
+    """Return the sizes of a row of so many cells: a free axis takes what is there.
+
+    Raises:
+        BadRequest: the input takes another number of them.
+    """
     sizes = [dim if isinstance(dim, int) else None for dim in spec.dims[1:]]
     known = math.prod(size for size in sizes if size is not None)
     free = sizes.count(None)
@@ -177,8 +194,7 @@ def _tensor(spec: TensorSpec, rows: int, cells: int, values: List[Any]) -> Tenso
             "the input `%s` gets %d cells of each row where it takes %s"
             % (spec.name, cells, describe_dims(spec.dims))
         )
-    shape = (rows, *(cells // known if size is None else size for size in sizes))
-    return Tensor.from_flat(values, shape, spec.dtype, where=spec.name)
+    return [cells // known if size is None else size for size in sizes]
 
 
 def _shown(header: Sequence[str]) -> str:
