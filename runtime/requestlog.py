@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Optional, Tuple
+from typing import TYPE_CHECKING, Mapping, Optional, Tuple
 
 from .logs import log
 from .trace import answer_traceparent, new_span_id, parse_traceparent, request_id
@@ -52,8 +52,46 @@ def tell(
             route=admission.route,
             status=answer.status,
             bytes=len(answer.body),
-            ms=round(seconds * 1e3, 3),
-            queue_ms=None if times is None else round(times[0] * 1e3, 3),
-            compute_ms=None if times is None or times[1] < 0 else round(times[1] * 1e3, 3),
+            **_milliseconds(seconds, times),
         )
     return answer._replace(fields=answer.fields + lines) if lines else answer
+
+
+def tell_call(
+    fields: Mapping[str, str],
+    method: str,
+    code: int,
+    *,
+    seconds: float,
+    caller: str,
+    times: Optional[Times],
+) -> None:
+    """Write the line of one gRPC call.
+
+    Args:
+        fields: Its metadata.
+        method: One of a service that there is.
+        code: The status code that it ended with.
+        seconds: From its header to its trailers.
+        caller: The name of the key that it came with, empty where there is none.
+        times: As for `tell`; of a stream's last message.
+    """
+    context = parse_traceparent(fields.get("traceparent"))
+    log.access(
+        request_id=request_id(fields),
+        trace_id=None if context is None else context.trace_id,
+        key=caller,
+        protocol="gRPC",
+        route=method,
+        status=code,
+        **_milliseconds(seconds, times),
+    )
+
+
+def _milliseconds(seconds: float, times: Optional[Times]) -> Mapping[str, float]:
+    found = {"ms": round(seconds * 1e3, 3)}
+    if times is not None:
+        found["queue_ms"] = round(times[0] * 1e3, 3)
+        if times[1] >= 0:
+            found["compute_ms"] = round(times[1] * 1e3, 3)
+    return found

@@ -130,6 +130,7 @@ class Scheduler:
 
     def _refusal(self) -> Busy:
         self._metrics.count("rejected", reason="queue")
+        self.times = (0.0, -1.0)
         wait_s = self._work_s * self.pending / max(self._count, 1)
         return Busy("too many requests are waiting", retry_after_s=wait_s)
 

@@ -8,6 +8,7 @@ from struct import Struct
 from typing import TYPE_CHECKING, Any, Deque, Optional, Union
 
 from ..errors import BadRequest, TooLate
+from ..logs import log
 from . import status
 from .messages import read_id, stream_error, stream_response
 from .outgoing import Exchange
@@ -233,8 +234,8 @@ class Call:
         if type(answer) is Failure:
             self.fail(answer)
         else:
-            self._release()
             self._count(status.OK)
+            self._release()
             size = len(answer)
             self._owner.http2.respond(exchange, HEAD, _pack_prefix(0, size) + answer, GOOD)
             if exchange.open:
@@ -253,6 +254,15 @@ class Call:
     def _count(self, code: int) -> None:
         seconds = time.perf_counter() - self._started
         self._owner.metrics.observe_grpc(self._method.name, code, seconds)
+        if log.has_access and self._head is not None:
+            from ..requestlog import tell_call
+
+            name = "" if self._caller is None else self._caller.name
+            times = None if self._method.task is None else self._owner.times
+            tell_call(
+                self._head.fields, self._method.name, code, seconds=seconds, caller=name,
+                times=times,
+            )  # fmt: skip
 
 
 class StreamCall(Call):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Callable, Deque, Dict, List, Optional, Tu
 from ..app import error_answer
 from ..errors import BadRequest
 from ..http1 import Answer, Head
+from ..logs import log
 from . import status
 from .calls import SLOWEST_BYTES_PER_S, Call, StreamCall
 from .frames import CANCEL, ENHANCE_YOUR_CALM, NO_ERROR
@@ -261,6 +262,11 @@ class GrpcConnection:
         self.http2.reset(exchange, code)
         self.lost(exchange)
 
+    @property
+    def times(self) -> Tuple[float, float]:
+        """Seconds in the queue and in the model of the request that is being answered."""
+        return self._shared.scheduler.times
+
     def write_deadline(self, size: int) -> float:
         """Return when a client has to have taken so many bytes."""
         return self.now() + WRITE_TIMEOUT_S + size / SLOWEST_BYTES_PER_S
@@ -279,6 +285,10 @@ class GrpcConnection:
         except BadRequest as error:
             failed = status.failure(error)
             self.metrics.observe_grpc(head.path, failed.code, 0.0)
+            if log.has_access:
+                from ..requestlog import tell_call
+
+                tell_call(head.fields, "refused", failed.code, seconds=0.0, caller="", times=None)
             self.http2.respond(exchange, status.only_trailers(failed), b"", None)
             return
         kind = StreamCall if method.streams else Call
@@ -327,7 +337,7 @@ class GrpcConnection:
         backlog, working = self.http2.backlog, self._working
         if not backlog and not working:
             return True
-        return backlog + working * self._service.largest_answer <= MAX_BACKLOG_BYTES
+        return backlog + (working + 1) * self._service.largest_answer <= MAX_BACKLOG_BYTES
 
     def _flush(self) -> None:
         """Write what there is, begin what has room, and close where all is done."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Dict, List, Optional, Tuple
 from ..app import error_answer, fault_answer
 from ..errors import BadRequest
 from ..http1 import Answer
+from ..logs import log
 from .calls import BODY_TIMEOUT_S, SLOWEST_BYTES_PER_S
 from .frames import PROTOCOL_ERROR
 from .hpack import Field, encode
@@ -136,13 +137,26 @@ class Rest:
         exchange, admission = self._exchange, self._admission
         if exchange.open and exchange.last is None:
             seconds = time.perf_counter() - self._started
-            self._owner.metrics.observe(admission.route, answer.status, seconds)
+            method = admission.head.method
+            self._owner.metrics.observe(admission.route, answer.status, seconds, method)
             if admission.fields:
                 answer = answer._replace(fields=answer.fields + admission.fields)
+            if log.has_access or "traceparent" in admission.head.fields:
+                answer = self._told(answer, seconds)
             send_answer(self._owner, exchange, answer, with_body=admission.head.method != "HEAD")
             if exchange.open:
                 self.expires = self._owner.write_deadline(len(answer.body))
         self.lost()
+
+    def _told(self, answer: Answer, seconds: float) -> Answer:
+        """Return the answer with its trace, once the log knows of it."""
+        from ..requestlog import tell
+
+        return tell(
+            self._admission, answer, seconds=seconds, protocol="HTTP/2",
+            caller="" if self._caller is None else self._caller.name,
+            times=None if self._admission.task is None else self._owner.times,
+        )  # fmt: skip
 
 
 class Refused:

@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 
 from tests.unit.runtime.live_server import BATCH, Client, OpenRelease, make_release, tensor
@@ -133,6 +134,29 @@ def test_the_access_log_tells_figures_and_ids_but_nothing_that_was_said(
     assert "queue_ms" not in requests[1]
     assert "compute_ms" not in requests[2]
     assert documents[-1]["event"] == "drain"
+
+
+def test_a_grpc_call_is_a_line_like_any_other(release: OpenRelease) -> None:
+    triton = pytest.importorskip("tritonclient.grpc")
+    release.manifest["server"]["grpc"] = True
+    with running(release, port=0, log="json", access_log=True) as found:
+        server = Running(found.process, json.loads(found.first)["url"])
+        client = triton.InferenceServerClient(f"127.0.0.1:{server.port}")
+        rows = triton.InferInput("x", [1, 64], "FP32")
+        rows.set_data_from_numpy(np.zeros((1, 64), np.float32))
+        metadata = {"traceparent": f"00-{TRACE}-{SPAN}-01", "x-request-id": "call-1"}
+        client.infer("mlp.small-1", [rows], headers=metadata)
+        with pytest.raises(triton.InferenceServerException):
+            client.infer("canary-model", [rows])
+        client.close()
+        lines = server.stop()
+    assert "canary" not in "\n".join(lines)
+    requests = [item for item in map(json.loads, lines) if item["event"] == "request"]
+    good, bad = requests
+    assert (good["protocol"], good["route"], good["status"]) == ("gRPC", "ModelInfer", 0)
+    assert (good["request_id"], good["trace_id"]) == ("call-1", TRACE)
+    assert good["ms"] >= good["compute_ms"] > 0
+    assert bad["status"] != 0
 
 
 def test_a_trace_is_answered_without_an_access_log_and_a_false_one_is_not(
