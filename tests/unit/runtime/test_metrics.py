@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from runtime.exposition import Exposition, grpc_code
+from runtime.app import default_routes
+from runtime.exposition import ROUTES, Exposition, grpc_code
 from runtime.metrics import BUCKETS_S, MAX_SERIES, Metrics
 from runtime.nvidia.switching import STATES
 
@@ -132,6 +133,13 @@ def test_http_answers_are_named_by_opentelemetry() -> None:
     }
     assert value(metrics, name + "_count", **malformed) == 1
     assert value(metrics, "http_server_active_requests") == 3
+
+
+def test_every_route_that_is_served_is_known_by_its_path() -> None:
+    server = {"page": True, "grpc": True}
+    for path, name in default_routes({"name": "m", "version": "1", "server": server}):
+        if "/versions/" not in path and not path.startswith("/v2/models/m/ready"):
+            assert ROUTES[name][1] == path.replace("/v2/models/m", "/v2/models/{model}"), name
 
 
 def test_an_observation_on_a_bound_belongs_to_that_bucket() -> None:
