@@ -11,7 +11,7 @@ from typing import Any, Dict, List, Mapping, Optional, Tuple
 from ..errors import IntegrityFault, UsageFault
 from ..npz import write_npz
 from ..tensor import Tensor
-from .folder import Folder
+from .folder import Folder, state_directory
 from .keys import CaptureKey, read_key
 from .records import DRIFT, REQUEST, Record
 from .retention import (
@@ -46,7 +46,7 @@ def run_captures(values: Mapping[str, Any]) -> Tuple[Dict[str, Any], List[str]]:
         raise UsageFault("`captures` cannot `%s`" % action, "one of " + ", ".join(ACTIONS))
     path = values["capture_key"] or _credential()
     key = read_key(path) if path else None
-    folder = Folder(values["dir"] or os.environ.get("STATE_DIRECTORY"), make=False)
+    folder = Folder(values["dir"] or state_directory(), make=False)
     if action == "delete":
         return _delete(folder, key, values)
     if action == "verify":

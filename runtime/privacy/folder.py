@@ -20,6 +20,11 @@ _OTHERS = 0o077
 _LOCK_ROUND_S = 0.05
 
 
+def state_directory() -> Optional[str]:
+    """Return the first folder that systemd has made for this service; None outside of one."""
+    return os.environ.get("STATE_DIRECTORY", "").split(":")[0] or None
+
+
 class Segment(NamedTuple):
     """One segment in the folder.
 

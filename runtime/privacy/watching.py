@@ -10,7 +10,7 @@ from ..logs import log
 from ..npz import read_npz
 from .capture import Capture, Chooser
 from .drift import Drift, Key
-from .folder import Folder
+from .folder import Folder, state_directory
 from .keys import read_key
 
 
@@ -40,7 +40,7 @@ class Watch:
         # statistics alone need no key: without one they are shown and not written
         if share > 0 or (self.drift is not None and options.capture_key):
             key = read_key(options.capture_key)
-            folder = Folder(options.capture_dir or os.environ.get("STATE_DIRECTORY"))
+            folder = Folder(options.capture_dir or state_directory())
             engine = inference.engine
 
             def describe() -> Dict[str, str]:

@@ -93,7 +93,7 @@ def test_a_section_that_asks_for_nothing_observes_nothing(
 def test_kept_requests_go_where_systemd_says(
     tmp_path: Path, options: ServeOptions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("STATE_DIRECTORY", str(tmp_path / "state"))
+    monkeypatch.setenv("STATE_DIRECTORY", f"{tmp_path}/state:{tmp_path}/other")
     inference, metrics = setting()
     watch = Watch(
         release(tmp_path, capture=1.0), inference, options._replace(capture_dir=None), metrics
