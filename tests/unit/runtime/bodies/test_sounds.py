@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import struct
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from runtime.bodies.resample import Resampler
 from runtime.bodies.wav import SoundDecoder, most_body_bytes, read_header
 from runtime.errors import BadRequest
 from runtime.signature import Signature
+from tests.unit.runtime.bodies.sounds import encoded, noise, wav
 
 ROOT = Path(__file__).resolve().parents[4]
 BATCH = {"name": "batch", "min": 1, "max": 8, "opt": 1}
@@ -40,33 +40,6 @@ ANY_LENGTH = wire({"name": "samples", "min": 1, "max": 1 << 20, "opt": 16000})
 
 def decoder(signature: dict[str, Any] = ANY_LENGTH, **audio: Any) -> SoundDecoder:
     return SoundDecoder(Signature(signature), {"x": {"sample_rate": 16000, **audio}})
-
-
-def wav(
-    samples: bytes, *, kind: int = 1, channels: int = 1, rate: int = 16000, bits: int = 16,
-    length: int | None = None, extensible: bool = False, before: bytes = b"",
-) -> bytes:  # fmt: skip
-    frame = channels * bits // 8
-    form = struct.pack("<HHIIHH", kind, channels, rate, 0, frame, bits)
-    if extensible:
-        form = struct.pack("<H", 0xFFFE) + form[2:] + struct.pack("<HHIH", 22, bits, 3, kind)
-        form += bytes(14)
-    head = b"RIFF" + struct.pack("<I", 36 + len(samples)) + b"WAVE" + before
-    head += b"fmt " + struct.pack("<I", len(form)) + form
-    return head + b"data" + struct.pack("<I", len(samples) if length is None else length) + samples
-
-
-def encoded(values: np.ndarray[Any, Any], kind: int, bits: int) -> bytes:
-    if kind == 3:
-        return values.astype("<f4" if bits == 32 else "<f8").tobytes()
-    if bits == 8:
-        return (np.round(values * 127) + 128).astype(np.uint8).tobytes()
-    whole = np.round(values * (2 ** (bits - 1) - 1)).astype("<i8")
-    return b"".join(int(value).to_bytes(bits // 8, "little", signed=True) for value in whole)
-
-
-def noise(count: int) -> np.ndarray[Any, Any]:
-    return np.random.default_rng(5).uniform(-1, 1, count)
 
 
 def floats(tensor: Any) -> np.ndarray[Any, Any]:
@@ -107,7 +80,7 @@ def test_other_rates_become_the_same_samples(tmp_path: Path, rate: int) -> None:
     assert np.abs(found - wanted).max() <= TOLERANCE
 
 
-@pytest.mark.parametrize("count", [1, 2, 63, 1023, 1025, 5000])
+@pytest.mark.parametrize("count", [1, 63, 1025, 5000])
 def test_short_and_long_sounds_are_resampled_alike(count: int) -> None:
     for rate, wanted in ((8000, 16000), (48000, 16000), (44100, 16000), (16000, 44100)):
         values = noise(count) * 1e3
