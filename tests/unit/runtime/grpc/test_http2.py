@@ -16,102 +16,21 @@ from hpack import Encoder
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from runtime.grpc import frames, http2, outgoing
+from runtime.grpc import frames, outgoing
 from runtime.grpc.frames import Fault
 from runtime.grpc.hpack import encode
 from runtime.grpc.http2 import Http2
-
-FIELDS = [
-    (b":method", b"POST"),
-    (b":scheme", b"http"),
-    (b":path", b"/s/M"),
-    (b":authority", b"127.0.0.1"),
-]
-BLOCK = encode(FIELDS)
-HELLO = frames.PREFACE + frames.settings()
-
-
-class Heard:
-    """A sink that keeps what it hears."""
-
-    def __init__(self) -> None:
-        self.understood = 0
-        self.begun: dict[int, Any] = {}
-        self.bodies: dict[int, bytes] = {}
-        self.ended: list[int] = []
-        self.dropped: list[int] = []
-        self.exchanges: dict[int, outgoing.Exchange] = {}
-
-    def understand(self, fields: Any, oversized: bool) -> Any:
-        self.understood += 1
-        return "oversized" if oversized else tuple(fields)
-
-    def begin(self, exchange: outgoing.Exchange, meaning: Any) -> None:
-        self.exchanges[exchange.id] = exchange
-        self.begun[exchange.id] = meaning
-        self.bodies[exchange.id] = b""
-
-    def data(self, exchange: outgoing.Exchange, piece: bytes) -> None:
-        assert piece
-        self.bodies[exchange.id] += piece
-
-    def end(self, exchange: outgoing.Exchange) -> None:
-        self.ended.append(exchange.id)
-
-    def lost(self, exchange: outgoing.Exchange) -> None:
-        self.dropped.append(exchange.id)
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-class Side:
-    """Our side of a connection whose client is made of exact bytes."""
-
-    def __init__(self, early: bytes = HELLO) -> None:
-        self.heard = Heard()
-        self.clock = Clock()
-        self.http2 = Http2(self.heard, self.clock)
-        self.http2.take()
-        self.http2.receive(early)
-        self.http2.take()
-
-    def get(self, data: bytes) -> list[tuple[int, int, int, bytes]]:
-        self.http2.receive(data)
-        return parse(self.http2.take())
-
-    def goaway(self, data: bytes) -> tuple[int, str]:
-        """Return code and words of the end of the connection."""
-        found = [payload for kind, _, _, payload in self.get(data) if kind == frames.GOAWAY]
-        assert len(found) == 1
-        assert self.http2.dead
-        return struct.unpack(">L", found[0][4:8])[0], found[0][8:].decode()
-
-
-def parse(data: bytes) -> list[tuple[int, int, int, bytes]]:
-    """Return type, flags, stream and payload of whole frames."""
-    found = []
-    while data:
-        size = int.from_bytes(data[:3], "big")
-        assert len(data) >= 9 + size
-        found.append((data[3], data[4], int.from_bytes(data[5:9], "big"), data[9 : 9 + size]))
-        data = data[9 + size :]
-    return found
-
-
-def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
-    return frames.frame_header(len(payload), kind, flags, stream) + payload
-
-
-def request(stream: int, body: bytes = b"", *, block: bytes = BLOCK, end: bool = True) -> bytes:
-    head = frame(frames.HEADERS, 4 | (1 if end and not body else 0), stream, block)
-    return head + (frame(frames.DATA, 1 if end else 0, stream, body) if body else b"")
-
+from tests.unit.runtime.grpc.http2_side import (
+    BLOCK,
+    FIELDS,
+    HELLO,
+    Clock,
+    Heard,
+    Side,
+    frame,
+    parse,
+    request,
+)
 
 # --- with a client that knows the protocol
 
@@ -476,104 +395,6 @@ def test_more_streams_than_allowed_are_refused_and_can_be_sent_again():
     side.http2.take()
     assert side.get(request(203)) == []
     assert 203 in side.heard.begun
-
-
-# --- floods; each ends with ENHANCE_YOUR_CALM, after a burst that an honest client may need
-
-
-def flood(side: Side, make: Any, most: int) -> int:
-    """Send frames until the connection ends; return how many it took."""
-    for count in range(most):
-        side.http2.receive(make(count))
-        found = parse(side.http2.take())
-        if side.http2.dead:
-            ends = [payload for kind, _, _, payload in found if kind == frames.GOAWAY]
-            assert struct.unpack(">L", ends[0][4:8])[0] == frames.ENHANCE_YOUR_CALM
-            return count
-    raise AssertionError("the flood went on for ever")
-
-
-@pytest.mark.parametrize(
-    "data",
-    [
-        frames.settings(),
-        frame(frames.PING, 0, 0, bytes(8)),
-        frame(frames.PRIORITY, 0, 1, bytes(5)),
-        frame(frames.DATA, 0, 1),
-        frame(frames.DATA, 8, 1, b"\x05" + bytes(5)),
-        frame(frames.DATA, 0, 1, b"x"),
-        frames.window_update(0, 1),
-        frames.window_update(1, 1),
-        frame(77, 0, 0, b"extension"),
-        frame(frames.SETTINGS, 1, 0),
-        frame(frames.GOAWAY, 0, 0, bytes(8)),
-    ],
-    ids=("settings", "ping", "priority", "empty data", "padding", "tiny data", "window",
-         "window of stream", "unknown", "acknowledgements", "goaway"),
-)  # fmt: skip
-def test_a_flood_of_cheap_frames_is_ended(data):
-    side = Side()
-    side.http2.receive(frame(frames.HEADERS, 4, 1, BLOCK))
-    assert flood(side, lambda _: data, 3000) <= outgoing.MAX_CREDIT
-
-
-def test_a_flood_of_resets_is_ended():
-    side = Side()
-    cancel = struct.pack(">L", frames.CANCEL)
-    took = flood(
-        side,
-        lambda n: request(1 + 2 * n) + frame(frames.RST_STREAM, 0, 1 + 2 * n, cancel),
-        3000,
-    )
-    assert 50 <= took <= 150
-    # each was dropped as it came
-    assert set(side.heard.begun) - set(side.heard.dropped) <= {1 + 2 * took}
-
-
-def test_a_flood_of_streams_past_the_limit_is_ended():
-    side = Side()
-    assert flood(side, lambda n: request(1 + 2 * n), 3000) <= 64 + 150
-    assert len(side.heard.begun) == outgoing.MAX_STREAMS
-
-
-def test_a_flood_of_headers_that_never_end_is_ended():
-    side = Side()
-    side.http2.receive(frame(frames.HEADERS, 0, 1, BLOCK))
-    assert flood(side, lambda _: frame(frames.CONTINUATION, 0, 1), 100) <= http2.MAX_CONTINUATIONS
-    side = Side()
-    side.http2.receive(frame(frames.HEADERS, 0, 1, BLOCK))
-    assert flood(side, lambda _: frame(frames.CONTINUATION, 0, 1, bytes(9000)), 100) <= 2
-
-
-def test_a_flood_of_settings_in_one_frame_costs_more_than_one():
-    side = Side()
-    many = frames.settings(*[(frames.INITIAL_WINDOW_SIZE, 65535)] * 2700)
-    assert flood(side, lambda _: many, 100) <= 6
-
-
-def test_headers_that_mean_too_much_are_told_apart_not_kept():
-    side = Side()
-    side.http2.receive(request(1, block=b"\x40\x01a\x7f\xa1\x1e" + b"b" * 4000))
-    side.http2.receive(request(3, block=b"\xbe" * 16000))
-    assert side.heard.begun[3] == "oversized"
-    assert not side.http2.dead
-
-
-def test_patience_comes_back_with_time_and_with_honest_work():
-    ping = frame(frames.PING, 0, 0, bytes(8))
-    side = Side()
-    side.http2.receive(ping * 990)
-    side.clock.now += 5.0
-    side.http2.receive(ping * 400)
-    assert not side.http2.dead
-    # a client that asks for the way's delay with every answer, as gRPC's do
-    side = Side(HELLO + frames.window_update(0, 1 << 24))
-    for index in range(3000):
-        stream = 1 + 2 * index
-        side.http2.receive(request(stream, b"x" * 40) + ping * 3 + frames.window_update(0, 40))
-        side.http2.respond(side.heard.exchanges[stream], BLOCK, b"answer", BLOCK)
-        side.http2.take()
-    assert not side.http2.dead
 
 
 # --- the end

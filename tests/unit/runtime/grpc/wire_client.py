@@ -6,7 +6,9 @@ import struct
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from hpack import Decoder, Encoder
+from tritonclient.grpc import service_pb2 as pb
 
 from runtime.app import App, Limits
 from runtime.connection import Shared
@@ -143,8 +145,6 @@ class Doubling:
 
     def run(self, feeds: Any, outputs: Any = None) -> dict[str, Tensor]:
         self.runs += 1
-        import numpy as np
-
         x = np.frombuffer(feeds["x"].data, "<f4") * 2
         data = np.tile(x, self.copies).astype("<f4").tobytes()
         return {"y": Tensor("float32", (len(data) // 4,), data)}
@@ -320,3 +320,10 @@ class Wire:
 
 def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
     return frames.frame_header(len(payload), kind, flags, stream) + payload
+
+
+def infer(count: int = 2, **about: str) -> bytes:
+    message = pb.ModelInferRequest(model_name="m", **about)
+    message.inputs.add(name="x", datatype="FP32", shape=[count])
+    message.raw_input_contents.append(np.arange(count, dtype="<f4").tobytes())
+    return message.SerializeToString()
