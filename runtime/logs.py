@@ -54,7 +54,7 @@ class Log:
     ) -> None:
         self._descriptor = descriptor or _standard_error
         self._clock = clock
-        self._json = False
+        self._encode: Optional[Callable[[Any], str]] = None  # None: lines are text
         self._prefixed = False
         self.has_access = False
         self._lost = 0
@@ -64,7 +64,11 @@ class Log:
 
     def configure(self, *, form: str = "text", access: bool = False) -> None:
         """Choose `text` or `json`, and whether `access` is called."""
-        self._json = form == "json"
+        self._encode = None
+        if form == "json":
+            from json import JSONEncoder
+
+            self._encode = JSONEncoder(separators=(",", ":")).encode
         self.has_access = access
         self._prefixed = _is_journal(self._descriptor())
 
@@ -109,7 +113,7 @@ class Log:
 
     def _write(self, name: str, level: str, fields: Mapping[str, Any], now: float) -> bool:
         """Return whether the line went out whole."""
-        form = self._as_json if self._json else self._as_text
+        form = self._as_text if self._encode is None else self._as_json
         prefix = PRIORITIES[level] if self._prefixed else ""
         line = (prefix + form(name, level, fields, now)).encode("utf-8", "replace")
         if len(line) >= MAX_LINE_BYTES:
@@ -130,13 +134,12 @@ class Log:
         return " ".join(words)
 
     def _as_json(self, name: str, level: str, fields: Mapping[str, Any], now: float) -> str:
-        import json
-
         document = {"time": self._time(now), "level": level, "event": name}
         for key, value in fields.items():
             if value is not None and value != "":
                 document[key] = value[:MAX_VALUE_CHARACTERS] if isinstance(value, str) else value
-        return json.dumps(document, separators=(",", ":"))
+        assert self._encode is not None  # noqa: S101 - for the type checker: the caller looked
+        return self._encode(document)
 
     def _time(self, now: float) -> str:
         """Return UTC as RFC 3339 has it, to the millisecond."""
