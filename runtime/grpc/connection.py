@@ -11,7 +11,7 @@ from ..errors import BadRequest
 from ..http1 import Answer, Head
 from ..logs import log
 from . import status
-from .calls import SLOWEST_BYTES_PER_S, Call, StreamCall
+from .calls import SLOWEST_BYTES_PER_S, Call
 from .frames import CANCEL, ENHANCE_YOUR_CALM, NO_ERROR
 from .heads import Request, read_request
 from .hpack import Field
@@ -19,6 +19,7 @@ from .http2 import Http2
 from .outgoing import Exchange
 from .rest import Refused, Rest, send_answer
 from .service import Service
+from .streaming import StreamCall
 
 if TYPE_CHECKING:
     from ..connection import Shared
@@ -109,7 +110,7 @@ class GrpcConnection:
     def pause_writing(self) -> None:
         """Write no more, and hear no more: what is heard asks for answers."""
         self.is_blocked = True
-        self._blocked_until = self.write_deadline(self._stream.unsent)
+        self._blocked_until = self.write_deadline()
         if not self._ended:
             self._stream.pause_reading()
 
@@ -224,6 +225,8 @@ class GrpcConnection:
             self._turn -= 1
             call.work()
         else:
+            # for its turn, or until the client takes earlier answers
+            call.expires = min(call.expires, self.write_deadline())
             self._waiting.append(call)
 
     def submit(
@@ -267,8 +270,9 @@ class GrpcConnection:
         """Seconds in the queue and in the model of the request that is being answered."""
         return self._shared.scheduler.times
 
-    def write_deadline(self, size: int) -> float:
-        """Return when a client has to have taken so many bytes."""
+    def write_deadline(self) -> float:
+        """Return when the client has to have taken everything that lies here for it."""
+        size = self.http2.backlog + self._stream.unsent
         return self.now() + WRITE_TIMEOUT_S + size / SLOWEST_BYTES_PER_S
 
     def _begin_call(self, exchange: Exchange, request: Request, head: Head) -> None:

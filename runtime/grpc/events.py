@@ -89,14 +89,14 @@ class Events(Rest):
         """Send one or more events."""
         if self._exchange.open:
             self._owner.http2.send(self._exchange, data)
-            self._take_until = self._owner.write_deadline(self._exchange.queued)
+            self._take_until = self._owner.write_deadline()
             self._owner.answered()
 
     def close(self) -> None:
         """End the answer."""
         if self._exchange.open:
             self._owner.http2.finish(self._exchange, b"")
-            self.expires = self._owner.write_deadline(self._exchange.queued)
+            self.expires = self._owner.write_deadline()
         self.lost()
         self._owner.answered()
 

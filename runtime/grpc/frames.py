@@ -83,4 +83,27 @@ def goaway(last: int, code: int, message: str = "") -> bytes:
     return frame_header(8 + len(debug), GOAWAY, 0, 0) + _PAIR.pack(last, code) + debug
 
 
+def unpad(payload: bytes) -> bytes:
+    """Return a payload without its padding.
+
+    Raises:
+        Fault: there is more padding than payload.
+    """
+    if not payload or payload[0] >= len(payload):
+        raise Fault(PROTOCOL_ERROR, "the padding is longer than its frame")
+    return payload[1 : len(payload) - payload[0]]
+
+
+def check_size(is_right: bool, message: str) -> None:
+    """Raise a `Fault` where a frame has not the size of its type."""
+    if not is_right:
+        raise Fault(FRAME_SIZE_ERROR, message)
+
+
+def check_connection(stream: int, kind: str) -> None:
+    """Raise a `Fault` where a frame that concerns the whole connection names a stream."""
+    if stream:
+        raise Fault(PROTOCOL_ERROR, "`%s` belongs to no stream" % kind)
+
+
 SETTINGS_ACK = frame_header(0, SETTINGS, ACK, 0)

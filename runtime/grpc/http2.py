@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Callable, Dict, List, Protocol
 
 from . import frames as wire
-from .frames import Fault
+from .frames import Fault, check_connection, check_size, unpad
 from .hpack import MAX_LIST_BYTES, Decoder, Field
 from .outgoing import (
     CONNECTION_WINDOW_BYTES,
@@ -173,7 +173,7 @@ class Http2(Outgoing):
 
     def _on_headers(self, flags: int, identifier: int, payload: bytes) -> None:
         if flags & wire.PADDED:
-            payload = _unpad(payload)
+            payload = unpad(payload)
         if flags & wire.PRIORITIZED:
             if len(payload) < 5:
                 raise Fault(wire.FRAME_SIZE_ERROR, "a header is too short for its priority")
@@ -274,7 +274,7 @@ class Http2(Outgoing):
             self._out.append(wire.window_update(0, missing))
             self._receivable = CONNECTION_WINDOW_BYTES
         if flags & wire.PADDED:
-            payload = _unpad(payload)
+            payload = unpad(payload)
         ends = flags & wire.END_STREAM
         if len(payload) < _SMALL_BYTES and not ends:
             self._spend(_CONTROL_COST)
@@ -313,21 +313,21 @@ class Http2(Outgoing):
         self._spend(_CONTROL_COST)
         size = len(payload)
         if kind == wire.WINDOW_UPDATE:
-            _check(size == 4, "a `WINDOW_UPDATE` has 4 bytes")
+            check_size(size == 4, "a `WINDOW_UPDATE` has 4 bytes")
             increment = wire.NUMBER.unpack(payload)[0] & wire.MAX_WINDOW_BYTES
             self._on_window_update(identifier, increment)
         elif kind == wire.PING:
-            _check(size == 8, "a `PING` has 8 bytes")
-            _check_connection(identifier, "PING")
+            check_size(size == 8, "a `PING` has 8 bytes")
+            check_connection(identifier, "PING")
             if not flags & wire.ACK:
                 self._out.append(wire.frame_header(8, wire.PING, wire.ACK, 0) + payload)
             elif payload == _DRAIN_PING:
                 self.is_settled = True
         elif kind == wire.SETTINGS:
-            _check_connection(identifier, "SETTINGS")
+            check_connection(identifier, "SETTINGS")
             self._on_settings(flags, payload)
         elif kind == wire.RST_STREAM:
-            _check(size == 4, "a `RST_STREAM` has 4 bytes")
+            check_size(size == 4, "a `RST_STREAM` has 4 bytes")
             self._check_begun(identifier)
             exchange = self.streams.get(identifier)
             if exchange is not None:
@@ -335,14 +335,14 @@ class Http2(Outgoing):
                 self._forget(exchange)
                 self._sink.lost(exchange)
         elif kind == wire.PRIORITY:
-            _check(size == 5, "a `PRIORITY` has 5 bytes")
+            check_size(size == 5, "a `PRIORITY` has 5 bytes")
             if not identifier:
                 raise Fault(wire.PROTOCOL_ERROR, "`PRIORITY` belongs to a stream")
         elif kind == wire.PUSH_PROMISE:
             raise Fault(wire.PROTOCOL_ERROR, "clients promise nothing")
         elif kind == wire.GOAWAY:
-            _check_connection(identifier, "GOAWAY")
-            _check(size >= 8, "a `GOAWAY` has 8 bytes or more")
+            check_connection(identifier, "GOAWAY")
+            check_size(size >= 8, "a `GOAWAY` has 8 bytes or more")
         # others are extensions, which have to be ignored
 
     def _on_window_update(self, identifier: int, increment: int) -> None:
@@ -366,9 +366,9 @@ class Http2(Outgoing):
 
     def _on_settings(self, flags: int, payload: bytes) -> None:
         if flags & wire.ACK:
-            _check(not payload, "an acknowledgement of settings has no bytes")
+            check_size(not payload, "an acknowledgement of settings has no bytes")
             return
-        _check(len(payload) % 6 == 0, "a setting has 6 bytes")
+        check_size(len(payload) % 6 == 0, "a setting has 6 bytes")
         self._spend(len(payload) // 6 // _SETTINGS_PER_COST)
         first_window = self._first_window
         for key, value in wire.SETTING.iter_unpack(payload):
@@ -394,19 +394,3 @@ class Http2(Outgoing):
     def _check_begun(self, identifier: int) -> None:
         if identifier == 0 or identifier > self._last or not identifier & 1:
             raise Fault(wire.PROTOCOL_ERROR, "stream %d has not begun" % identifier)
-
-
-def _unpad(payload: bytes) -> bytes:
-    if not payload or payload[0] >= len(payload):
-        raise Fault(wire.PROTOCOL_ERROR, "the padding is longer than its frame")
-    return payload[1 : len(payload) - payload[0]]
-
-
-def _check(is_right: bool, message: str) -> None:
-    if not is_right:
-        raise Fault(wire.FRAME_SIZE_ERROR, message)
-
-
-def _check_connection(identifier: int, kind: str) -> None:
-    if identifier:
-        raise Fault(wire.PROTOCOL_ERROR, "`%s` belongs to no stream" % kind)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ..jobs import Job
     from .connection import GrpcConnection
 
+LATE = "the request did not arrive in time"
 _NEVER = float("inf")
 # as every answer of HTTP/1.1 has them
 _ALWAYS = ((b"x-content-type-options", b"nosniff"), (b"cache-control", b"no-store"))
@@ -105,6 +106,7 @@ class Rest:
                 answer = fault_answer(error)
             self._done(answer)
             return
+        self.expires = _NEVER
         self._job = self._owner.submit(
             admission.task, self._body, admission.route, self._done, caller=self._caller
         )
@@ -126,7 +128,8 @@ class Rest:
         if self._exchange.last is not None:
             self._owner.give_up(self._exchange)
         elif self._exchange.open:
-            self._send(error_answer(BadRequest("the request did not arrive in time", 408)))
+            late = "earlier answers were not taken" if self._exchange.ended else LATE
+            self._send(error_answer(BadRequest(late, 408)))
 
     def _done(self, answer: Answer) -> None:
         self._job = None
@@ -145,7 +148,7 @@ class Rest:
                 answer = self._told(answer, seconds)
             send_answer(self._owner, exchange, answer, with_body=admission.head.method != "HEAD")
             if exchange.open:
-                self.expires = self._owner.write_deadline(len(answer.body))
+                self.expires = self._owner.write_deadline()
         self.lost()
 
     def _told(self, answer: Answer, seconds: float) -> Answer:
@@ -171,7 +174,7 @@ class Refused:
     def __init__(self, owner: GrpcConnection, exchange: Exchange) -> None:
         self._owner = owner
         self._exchange = exchange
-        self.expires = owner.write_deadline(exchange.queued)
+        self.expires = owner.write_deadline()
 
     def data(self, piece: bytes) -> None:
         """Drop it."""

@@ -301,6 +301,21 @@ def test_a_client_that_leaves_answers_lying_is_given_no_more():
     assert wire.held_bytes == 0
 
 
+def test_a_call_that_waits_for_others_to_be_taken_is_ended_too():
+    wire = Wire()
+    wire.engine.copies = 400_000
+    streams = [wire.ask("ModelInfer", infer()) for _ in range(5)]
+    for stream in streams:
+        wire.send(frames.window_update(stream, 100))
+    wire.wait(200)
+    ended = [stream for stream in streams if stream in wire.ended]
+    assert {wire.status(stream) for stream in ended} == {
+        (4, "earlier answers were not taken in time")
+    }
+    assert set(ended) | set(wire.resets) == set(streams)
+    assert (wire.http2.backlog, wire.held_bytes) == (0, 0)
+
+
 def test_answers_that_are_on_their_way_count_too():
     wire = Wire()
     wire.engine.copies = 200_000

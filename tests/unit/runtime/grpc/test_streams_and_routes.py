@@ -6,7 +6,7 @@ import json
 
 from tritonclient.grpc import service_pb2 as pb
 
-from runtime.grpc import calls, frames
+from runtime.grpc import calls, frames, streaming
 from tests.unit.runtime.grpc.wire_client import SERVICE, Refusing, Wire, frame, infer
 
 
@@ -108,12 +108,24 @@ def test_a_stream_that_breaks_the_framing_is_ended_after_its_answers():
     assert wire.status(stream) == (3, "the last message is cut off")
 
 
+def test_a_stream_whose_answers_are_not_taken_ends():
+    wire = Wire()
+    wire.engine.copies = 400_000  # 3.2 MB an answer, of which one has room
+    stream = wire.call("ModelStreamInfer")
+    for _ in range(4):
+        wire.message(stream, infer(), end=False)
+    assert wire.engine.runs == 1
+    wire.wait(200)
+    assert wire.resets == {stream: frames.CANCEL}
+    assert (wire.http2.backlog, wire.held_bytes) == (0, 0)
+
+
 def test_a_silent_stream_ends_and_a_late_message_too():
     wire = Wire()
     stream = wire.call("ModelStreamInfer")
-    wire.wait(calls.STREAM_IDLE_S - 5)
+    wire.wait(streaming.STREAM_IDLE_S - 5)
     wire.message(stream, infer(), end=False)
-    wire.wait(calls.STREAM_IDLE_S - 5)
+    wire.wait(streaming.STREAM_IDLE_S - 5)
     assert stream not in wire.ended
     wire.wait(10)
     assert wire.status(stream)[0] == 4
