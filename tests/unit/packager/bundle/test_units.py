@@ -66,6 +66,14 @@ def analyze(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     )
 
 
+def test_units_are_the_golden_ones(golden: Callable[[str, str], None]) -> None:
+    for target, kinds in (("cpu-x86_64", FORMATS), ("jetson-orin-nano-8gb@6.2", ("systemd",))):
+        for kind in kinds:
+            files = FORMATS[kind](manifest(target), Path("digits.edgepack"), Place())
+            for name, text in files.items():
+                golden(f"render/units/{target}/{kind}/{name}", text)
+
+
 @pytest.mark.parametrize("target", [*CPU_TARGETS, *GPU_TARGETS])
 def test_systemd_finds_the_service_hardly_exposed(target: str, tmp_path: Path) -> None:
     # in tenths: 1.5 on a processor alone, 2.0 where a GPU's driver needs more
@@ -271,7 +279,7 @@ def test_the_job_of_a_mac_runs_the_container_on_its_loopback(tmp_path: Path) -> 
     [
         ("launchd", "cpu-arm64", Place(tls=True), "serves that Mac alone"),
         ("container", "server-l4", Place(), "no image is known for `server-l4`"),
-        ("systemd", "cpu-x86_64", Place(path="/home/me/x"), "cannot see `/home`"),
+        ("systemd", "cpu-x86_64", Place(path="/home/x"), "cannot see `/home`"),
         ("systemd", "cpu-x86_64", Place(path="/run/user/1/x"), "cannot see `/run/user`"),
     ],
 )
