@@ -14,6 +14,7 @@ from .mediatypes import kind_of_file
 from .npz import read_npy, read_npz, write_npz
 from .release import Release, open_release
 from .results import Result, read_lines, read_results, show
+from .sequences import from_zeros
 from .signature import Signature
 from .tensor import Tensor
 
@@ -56,13 +57,16 @@ def run_predict(
         raise UsageFault("`-o` holds the outputs of one input file", "one `-i` for each `-o`")
     with open_release(path, True) as release:
         check_fits(release.manifest, detect_device())
-        signature = Signature(release.manifest["model"]["signature"])
+        # of a model with state, each request begins a sequence of its own
+        sequences = release.manifest.get("sequences")
+        signature = Signature((sequences or release.manifest["model"])["signature"])
         requests = [_read_feeds(name, signature, release) for name in inputs]
         for feeds in requests:
             signature.check(feeds)
         engine = open_engine(release, threads)
         try:
-            answers = [engine.run(feeds, list(signature.outputs)) for feeds in requests]
+            run = from_zeros(sequences, engine.run) if sequences else engine.run
+            answers = [run(feeds, list(signature.outputs)) for feeds in requests]
         finally:
             engine.close()
         if output is not None:

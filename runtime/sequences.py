@@ -269,6 +269,17 @@ class Lease:
             self._entry = None
 
 
+def from_zeros(wire: Mapping[str, Any], run: Run) -> Run:
+    """Return what runs a model with state for one request, without what clients do not see.
+
+    Args:
+        wire: `manifest["sequences"]`.
+        run: The engine's.
+    """
+    sequences = Sequences(wire, run)
+    return lambda feeds, outputs: sequences.enter(None).run(feeds, outputs)
+
+
 def keep_sequences(app: Any, wire: Mapping[str, Any]) -> None:
     """Have an app's model run with state, and its metrics tell of it.
 

@@ -11,6 +11,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from packager.bundle.device import bundle_argv, bundle_environment, run_runtime
+from packager.bundle.sequence import client_signature
 from packager.errors import InputOutputError
 
 if TYPE_CHECKING:
@@ -124,12 +125,12 @@ def _tensor_file(bundle: Path, path: Path, folder: Path) -> Path:
     import numpy as np
 
     from packager.data import read_request
-    from packager.model import Signature
 
-    model = read_manifest(bundle)["model"]
+    manifest = read_manifest(bundle)
+    model = manifest["model"]
     if path.suffix.lower() == ".txt" and model.get("text"):
         return path.absolute()  # the bundle has the tokenizer
-    sample, _ = read_request(path, Signature.from_json(model["signature"]), _inputs_of(model))
+    sample, _ = read_request(path, client_signature(manifest), _inputs_of(model))
     # Written entry by entry: `numpy.savez` takes names as keywords, and some names are its own.
     folder.mkdir()
     file = folder / f"{path.stem}.npz"

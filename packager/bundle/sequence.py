@@ -253,7 +253,20 @@ def _cut_inputs(sequences: Sequences, served: Signature) -> list[str]:
             accepted="; ".join(map(str, served.inputs)),
             hint="`sequences.axis` counts from 0, and the batch is an axis too",
         )
+    _check_alone(served, found, axis)
     return found
+
+
+def _check_alone(served: Signature, cut: list[str], axis: int) -> None:
+    """Refuse what would no longer fit once some inputs are cut: the same dimension elsewhere."""
+    names = {spec.shape[axis].name for spec in served.inputs if spec.name in cut} - {None}
+    for spec in served.inputs:
+        for at, dim in enumerate(spec.shape):
+            if dim.name in names and (spec.name not in cut or at != axis):
+                raise UsageError(
+                    f"`{spec}` has the dimension that is cut, `{dim.name}`, in axis {at}",
+                    hint="an input is only cut along one axis, and every input along the same",
+                )
 
 
 def _check_memory(sequences: Sequences, states: list[dict[str, Any]], memory_mib: int) -> None:

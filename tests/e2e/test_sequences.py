@@ -186,6 +186,18 @@ def test_a_whole_sound_comes_back_as_events_while_it_is_heard(server: Any) -> No
     assert np.abs(got - _reference(frames)).max() < 1e-4
 
 
+def test_predict_begins_a_sequence_for_each_file(
+    voice: Path, edgepack_session: Any, tmp_path: Path
+) -> None:
+    frames = _frames("Rear_Left.wav")[:8]
+    np.savez(tmp_path / "frames.npz", input=frames)
+    out = tmp_path / "out.npz"
+    edgepack_session("predict", voice, "-i", tmp_path / "frames.npz", "-o", out, check=True)
+    got = np.load(out)
+    assert list(got) == ["speech_probs"]
+    assert np.abs(got["speech_probs"] - _reference(frames)).max() < 1e-4
+
+
 def test_a_sequence_that_nobody_began_is_refused(server: Any) -> None:
     frame = _frames("Noise.wav")[:1]
     told = {"name": "input", "shape": [1, 576], "datatype": "FP32",

@@ -137,6 +137,38 @@ def test_a_state_that_does_not_go_round_is_refused(
     assert isinstance(refused.value, EdgepackError)
 
 
+def test_a_dimension_that_is_cut_here_and_whole_there_is_refused(tmp_path: Path) -> None:
+    value = helper.make_tensor_value_info
+    nodes = [helper.make_node("Tanh", ["s_in"], ["s_out"]),
+             helper.make_node("MatMul", ["x", "mask"], ["y"])]  # fmt: skip
+    graph = helper.make_graph(
+        nodes, "g",
+        [value("x", TensorProto.FLOAT, [1, "t"]), value("mask", TensorProto.FLOAT, ["t", 2]),
+         value("s_in", TensorProto.FLOAT, [1, 1])],
+        [value("y", TensorProto.FLOAT, [1, 2]), value("s_out", TensorProto.FLOAT, None)],
+    )  # fmt: skip
+    path = tmp_path / "model.onnx"
+    onnx.save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path
+    )
+    time = {"name": "t", "min": 1, "max": 8, "opt": 1}
+
+    def spec(name: str, shape: list[Any]) -> dict[str, Any]:
+        return {"name": name, "dtype": "float32", "shape": shape}
+
+    wire = {
+        "inputs": [spec("x", [1, time]), spec("mask", [time, 2]), spec("s_in", [1, 1])],
+        "outputs": [spec("y", [1, 2]), spec("s_out", [1, 1])],
+    }
+    with pytest.raises(UsageError, match="has the dimension that is cut, `t`, in axis 0"):
+        sequence_fields(
+            Sequences(state={"s_in": "s_out"}, axis=1, chunk=1),
+            path=path,
+            signature=Signature.from_json(wire),
+            memory_mib=1024,
+        )
+
+
 def test_a_state_that_is_never_of_one_sequence_is_refused(gru: Path) -> None:
     wire = streaming_gru.signature()
     for spec in (*wire["inputs"], *wire["outputs"]):
