@@ -1,4 +1,4 @@
-"""`/predict` of a running server takes photos, sounds, tables and texts as they are."""
+"""`/predict` of a running server takes photos, sounds and tables as they are."""
 
 from __future__ import annotations
 
@@ -196,7 +196,7 @@ def test_a_file_is_never_decoded_in_the_loop_however_quick_those_before_it_were(
     assert seen == ["edgepack-worker"] * 20
 
 
-def test_sounds_tables_and_texts_are_served(tmp_path: Path, engine_library: Path) -> None:
+def test_sounds_and_tables_are_served(tmp_path: Path, engine_library: Path) -> None:
     rows = write(
         tmp_path / "rows.onnx", [helper.make_node("Neg", ["x"], ["y"])],
         [value("x", TensorProto.FLOAT, "n", 2)], [value("y", TensorProto.FLOAT, "n", 2)],
