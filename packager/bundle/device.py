@@ -60,7 +60,7 @@ from runtime.nvidia.device import gpu_facts
 from runtime.nvidia.obstacles import obstacles
 facts = gpu_facts()
 wanted = json.loads(sys.argv[1])
-found = {name: obstacles(fields, facts) for name, fields in wanted.items()}
+found = {name: obstacles(fields, facts, of_class=True) for name, fields in wanted.items()}
 print(json.dumps({"gpu": facts, "obstacles": found}))
 """
 

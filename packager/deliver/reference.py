@@ -158,7 +158,8 @@ def _check_device(
     # TensorRT-RTX builds without a GPU for the list that it is given.
     if not reasons and recipe["module"] != "tensorrt_rtx":
         outlook = facts.get("tensorrt") or {"reasons": ["it shows no NVIDIA GPU"]}
-        reasons = list(outlook["reasons"])
+        # An engine for another GPU would be of no use to the target's devices.
+        reasons = [*outlook["reasons"], *outlook.get("rebuilt", ())]
     if reasons:
         raise TargetError(
             f"`{remote.address.login}` cannot build for {target.name}: {'; '.join(reasons)}",

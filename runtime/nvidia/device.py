@@ -14,7 +14,7 @@ from .installed import (
     this_interpreter,
 )
 from .jetson import read_jetson
-from .obstacles import full_name, is_jetson
+from .obstacles import full_name, is_jetson, why_rebuilt
 from .obstacles import reasons_against_engine as reasons_against_engine  # noqa: PLC0414 - one door
 
 # Any of these says that asking the driver's libraries is worth the time.
@@ -129,7 +129,8 @@ def engine_outlook(manifest: Mapping[str, Any], facts: Mapping[str, Any]) -> Dic
     """Return which engine a bundle will answer with here.
 
     Keys: `engine`, a sentence with the reasons in it; `reasons` against TensorRT, each with its
-    fix; `needs`, what the bundle says a device must have.
+    fix; `rebuilt`, why another engine than the target's is built here; `needs`, what the bundle
+    says a device must have.
 
     Args:
         manifest: Of a bundle whose target has TensorRT.
@@ -137,6 +138,7 @@ def engine_outlook(manifest: Mapping[str, Any], facts: Mapping[str, Any]) -> Dic
     """
     wanted, engine = manifest["tensorrt"], manifest["engine"]
     reasons = reasons_against_engine(wanted, facts)
+    rebuilt = [] if reasons else why_rebuilt(wanted, facts)
     if reasons:
         said = "%s %s on the CPU, not %s: %s" % (
             engine["name"],
@@ -145,9 +147,12 @@ def engine_outlook(manifest: Mapping[str, Any], facts: Mapping[str, Any]) -> Dic
             "; ".join(reasons),
         )
     else:
-        made = "checked" if wanted.get("engines") else "built here and checked"
+        kept = wanted.get("engines") and not rebuilt
+        made = "checked" if kept else "built here and checked"
         said = "%s, %s, once it is %s" % (full_name(wanted), wanted["precision"], made)
-    return {"engine": said, "reasons": reasons, "needs": list(wanted.get("needs", ()))}
+        said = ": ".join([said, "; ".join(rebuilt)]) if rebuilt else said
+    needs = list(wanted.get("needs", ()))
+    return {"engine": said, "reasons": reasons, "rebuilt": rebuilt, "needs": needs}
 
 
 def describe_outlook(outlook: Mapping[str, Any]) -> List[str]:

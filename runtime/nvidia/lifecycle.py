@@ -239,7 +239,8 @@ class Lifecycle:
             return "a new engine was asked for"
         newest = self._store.newest()
         if newest is None:
-            return "there is no engine for this device yet"
+            why = "; ".join(self._maker.why_rebuilt())
+            return why or "there is no engine for this device yet"
         changed = differences(self._maker.facts(), newest["facts"])
         return "; ".join(changed) or "the engine for this device is built again"
 

@@ -60,6 +60,7 @@ class DeviceMaker:
         self._command = command or [sys.executable, "-B", release.folder, "build-engine"]
         self._fresh: Optional[Dict[str, Any]] = None
         self._facts: Dict[str, Any] = {}
+        self._rebuilt: List[str] = []
         self._request: Any = None
         self._vendor: Any = None
         self._cudart: Any = None
@@ -72,7 +73,7 @@ class DeviceMaker:
         """
         from .carried import use_carried
         from .cudart import load_cudart
-        from .obstacles import reasons_against_engine
+        from .obstacles import reasons_against_engine, why_rebuilt
         from .vendor import load_vendor
 
         request = from_manifest(self._release.manifest, self._release.folder)
@@ -81,6 +82,7 @@ class DeviceMaker:
         reasons = reasons_against_engine(self._table, device)
         if reasons:
             raise TargetMismatch("; ".join(reasons))
+        self._rebuilt = why_rebuilt(self._table, device)
         self._vendor = load_vendor(request.module, wanted=request.version)
         self._cudart = load_cudart()
         self._request = _for_this_gpu(request, device)
@@ -109,6 +111,13 @@ class DeviceMaker:
                 path = os.path.join(self._release.folder, *entry["path"].split("/"))
                 return Carried(path, digests[entry["path"]], entry.get("soft") or {})
         return None
+
+    def why_rebuilt(self) -> List[str]:
+        """Return why this device needs another engine than the bundle's, a sentence each."""
+        carried = [entry["facts"] for entry in self._table.get("engines") or () if "facts" in entry]
+        if carried:
+            return differences(self._facts, carried[0])
+        return self._rebuilt
 
     def build(
         self,

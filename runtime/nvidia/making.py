@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Callable, Dict, Mapping, NamedTuple, Optional, Protocol, Tuple
+from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Optional, Protocol, Tuple
 
 from ..engine import Engine
 from ..errors import DeviceError
@@ -54,6 +54,9 @@ class Maker(Protocol):
 
     def carried(self) -> Optional[Carried]:
         """Return the bundle's own engine for this fingerprint, if it has one."""
+
+    def why_rebuilt(self) -> List[str]:
+        """Return why this device needs another engine than the bundle's, a sentence each."""
 
     def build(
         self,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, List, Mapping, NamedTuple, Optional
+from typing import Any, List, Mapping, NamedTuple, Optional, Sequence
 
 from .jetson import numbers
 
@@ -17,6 +17,8 @@ _FIRST_SBSA_L4T = 38
 _FIRST_WHEEL_WITH_ORIN = (10, 16)
 _NO_GPU = "this machine shows no NVIDIA GPU: in a container, start it with `docker run --gpus all`"
 _NAMES = {"tensorrt": "TensorRT", "tensorrt_rtx": "TensorRT-RTX"}
+# Every GPU that TensorRT-RTX 1.7 builds for (`ComputeCapability` of its bindings).
+_RTX_CAPABILITIES = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")
 
 
 class Obstacle(NamedTuple):
@@ -36,12 +38,16 @@ def reasons_against_engine(wanted: Mapping[str, Any], facts: Mapping[str, Any]) 
     return ["%s: %s" % obstacle for obstacle in obstacles(wanted, facts)]
 
 
-def obstacles(wanted: Mapping[str, Any], facts: Mapping[str, Any]) -> List[Obstacle]:
+def obstacles(
+    wanted: Mapping[str, Any], facts: Mapping[str, Any], *, of_class: bool = False
+) -> List[Obstacle]:
     """Return what is in the way of a bundle's engine here, in the order to mend it.
 
     Args:
         wanted: `manifest["tensorrt"]`.
         facts: From `gpu_facts()`; empty where nothing of NVIDIA was found.
+        of_class: Tell what keeps this machine from being one of the target's class: there, engines
+            that were built before run as they are. Else one that does not is built again here.
     """
     if not facts:
         return [
@@ -52,13 +58,34 @@ def obstacles(wanted: Mapping[str, Any], facts: Mapping[str, Any]) -> List[Obsta
         ]
     found = [
         _driver(wanted, facts),
-        _gpus(wanted, facts),
+        _gpus(wanted, facts, of_class=of_class),
         _jetpack(wanted, facts),
-        _tensorrt(wanted, facts),
+        _tensorrt(wanted, facts, of_class=of_class),
         _cudart(wanted, facts),
         _dla(wanted, facts),
     ]
     return [obstacle for obstacle in found if obstacle is not None]
+
+
+def why_rebuilt(wanted: Mapping[str, Any], facts: Mapping[str, Any]) -> List[str]:
+    """Return why this device needs another engine than the target's class, a sentence each.
+
+    Args:
+        wanted: `manifest["tensorrt"]`.
+        facts: From `gpu_facts()` of a machine with a GPU that answers.
+    """
+    said = []
+    gpu = (facts.get("gpus") or [{}])[0]
+    here, listed = gpu.get("compute_capability"), wanted["compute_capabilities"]
+    if here is not None and here not in listed:
+        said.append(
+            "the bundle is for compute capability %s, and this GPU, %s, has %s"
+            % (" or ".join(listed), gpu["name"], here)
+        )
+    other = _other_release(wanted, facts) if wanted.get("engines") else None
+    if other is not None:
+        said.append(other)
+    return said
 
 
 def is_jetson(facts: Mapping[str, Any]) -> bool:
@@ -89,16 +116,23 @@ def _driver(wanted: Mapping[str, Any], facts: Mapping[str, Any]) -> Optional[Obs
     )
 
 
-def _gpus(wanted: Mapping[str, Any], facts: Mapping[str, Any]) -> Optional[Obstacle]:
+def _gpus(
+    wanted: Mapping[str, Any], facts: Mapping[str, Any], *, of_class: bool
+) -> Optional[Obstacle]:
     capabilities = wanted["compute_capabilities"]
+    rtx = wanted["module"] == "tensorrt_rtx"
     found = [(gpu["name"], gpu["compute_capability"]) for gpu in facts["gpus"]]
     if any(capability in capabilities for _, capability in found):
         return None
     fault = facts["gpu_fault"] or "no reason given"
+    if found and not of_class and (not rtx or found[0][1] in _RTX_CAPABILITIES):
+        return None  # TensorRT builds for the GPU at hand
     if found:
+        what = "the engine is" if of_class else "TensorRT-RTX has kernels"
+        known = capabilities if of_class else _RTX_CAPABILITIES
         return Obstacle(
-            "the engine is for compute capability %s, and this machine has %s"
-            % (" or ".join(capabilities), ", ".join("%s (%s)" % pair for pair in found)),
+            "%s for compute capability %s, and this machine has %s"
+            % (what, " or ".join(known), ", ".join("%s (%s)" % pair for pair in found)),
             "`edgepack build MODEL -t TARGET`, with a target of that GPU",
         )
     if is_jetson(facts):
@@ -127,8 +161,13 @@ def _jetpack(wanted: Mapping[str, Any], facts: Mapping[str, Any]) -> Optional[Ob
     )
 
 
-def _tensorrt(wanted: Mapping[str, Any], facts: Mapping[str, Any]) -> Optional[Obstacle]:
+def _tensorrt(
+    wanted: Mapping[str, Any], facts: Mapping[str, Any], *, of_class: bool
+) -> Optional[Obstacle]:
     module, name = wanted["module"], full_name(wanted)
+    carried = wanted.get("carried_pythons") or ()
+    if carried:
+        return _carried(carried, facts)
     ours = [found for found in facts["tensorrt"] if found["module"] == module]
     install = _install(wanted, facts)
     if not ours:
@@ -137,9 +176,6 @@ def _tensorrt(wanted: Mapping[str, Any], facts: Mapping[str, Any]) -> Optional[O
     (found,) = ours
     version = found["version"] or ""
     here, there = numbers(version), numbers(wanted["version"])
-    # Engines of TensorRT-RTX belong to one release; the others are built by what is here, which
-    # may be newer but reads no operators that came after it.
-    exact = module == "tensorrt_rtx" and bool(wanted.get("engines"))
     if is_jetson(facts) and module == "tensorrt" and found["origin"] == "wheel":
         reason = _wrong_index(found, facts)
         if reason is not None:
@@ -148,20 +184,45 @@ def _tensorrt(wanted: Mapping[str, Any], facts: Mapping[str, Any]) -> Optional[O
         return None  # the import itself will tell
     if here[0] != there[0]:
         what = "the bundle is for %s, and Python %s has %s" % (name, facts["python"], version)
-    elif exact and here[: len(there)] != there[: len(here)]:
-        what = "the engine runs in %s alone, and Python %s has %s" % (
-            name,
-            facts["python"],
-            version,
-        )
     elif here[:2] < there[:2]:
-        what = "TensorRT %s is older than the %s that the model was made for" % (
+        # A newer one builds its own engine; an older one lacks operators that came after it.
+        what = "%s %s is older than the %s that the model was made for" % (
+            _NAMES[module],
             version,
             wanted["version"],
         )
     else:
-        return None
+        other = _other_release(wanted, facts) if of_class and wanted.get("engines") else None
+        if other is None:
+            return None
+        what = other
     return Obstacle(what, install)
+
+
+def _other_release(wanted: Mapping[str, Any], facts: Mapping[str, Any]) -> Optional[str]:
+    """Return that TensorRT-RTX here is not the release that the engine runs in, None if it is."""
+    ours = [found for found in facts["tensorrt"] if found["module"] == wanted["module"]]
+    if wanted["module"] != "tensorrt_rtx" or not ours or wanted.get("carried_pythons"):
+        return None
+    here, there = numbers(ours[0]["version"] or ""), numbers(wanted["version"])
+    if not here or here[: len(there)] == there[: len(here)]:
+        return None
+    return "the engine runs in %s alone, and Python %s has %s" % (
+        full_name(wanted),
+        facts["python"],
+        ours[0]["version"],
+    )
+
+
+def _carried(pythons: Sequence[str], facts: Mapping[str, Any]) -> Optional[Obstacle]:
+    """Return that the bundle's own bindings are for other Pythons, None where one is this."""
+    if facts["python"] in pythons:
+        return None
+    return Obstacle(
+        "the bundle carries TensorRT-RTX for CPython %s to %s, and this is %s"
+        % (pythons[0], pythons[-1], facts["python"]),
+        "start the bundle with `python%s`" % pythons[-1],
+    )
 
 
 def _elsewhere(wanted: Mapping[str, Any], facts: Mapping[str, Any]) -> Optional[Obstacle]:
@@ -200,6 +261,8 @@ def _wrong_index(found: Mapping[str, Any], facts: Mapping[str, Any]) -> Optional
 
 
 def _cudart(wanted: Mapping[str, Any], facts: Mapping[str, Any]) -> Optional[Obstacle]:
+    if wanted.get("carried_pythons"):
+        return None  # the bundle brings it along
     cuda = facts["driver_cuda"]
     # A runtime runs under the drivers of its own major version and of later ones.
     majors = [_major(found["version"]) for found in facts["cudart"]]

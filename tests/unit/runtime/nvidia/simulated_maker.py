@@ -111,6 +111,7 @@ class SimulatedMaker:
         gate: Builds wait for it where it is set; while they wait they look at `stopped`.
         begun: Set once a build is under way.
         in_bundle: What `carried` gives.
+        rebuilt: What `why_rebuilt` gives.
         make: Makes the engine of a file.
     """
 
@@ -124,6 +125,7 @@ class SimulatedMaker:
     begun: threading.Event = field(default_factory=threading.Event)
     ended: threading.Event = field(default_factory=threading.Event)
     in_bundle: Carried | None = None
+    rebuilt: tuple[str, ...] = ()
     builds: int = 0
     loads: int = 0
     engines: list[SimulatedEngine] = field(default_factory=list)
@@ -145,6 +147,9 @@ class SimulatedMaker:
 
     def carried(self) -> Carried | None:
         return self.in_bundle
+
+    def why_rebuilt(self) -> list[str]:
+        return list(self.rebuilt)
 
     def build(
         self,

@@ -282,6 +282,15 @@ def test_a_bundle_tells_which_engine_it_will_use(
     here = engine_outlook(manifest, facts_of(machines.orin_nano(tmp_path, driver)))
     assert here["engine"] == "TensorRT 10.3.0.30, fp16, once it is built here and checked"
     assert here["reasons"] == []
+    assert here["rebuilt"] == []
+    server = engine_outlook(
+        {**manifest, "tensorrt": {**manifest["tensorrt"], "version": "10.13.3.9"}},
+        facts_of(machines.h100_server(tmp_path / "server", driver)),
+    )
+    assert server["engine"] == (
+        "TensorRT 10.13.3.9, fp16, once it is built here and checked: the bundle is for compute "
+        "capability 8.7, and this GPU, NVIDIA H100 80GB HBM3, has 9.0"
+    )
     there = engine_outlook(manifest, {})
     assert there["engine"].startswith("onnxruntime 1.32.0 on the CPU, not TensorRT 10.3.0.30: ")
     assert there["engine"].endswith("; ".join(there["reasons"]))

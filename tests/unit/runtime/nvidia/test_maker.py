@@ -18,7 +18,9 @@ from runtime.errors import BadRequest, TargetMismatch
 from runtime.logs import Log
 from runtime.nvidia import maker as maker_module
 from runtime.nvidia.cudaerrors import OUT_OF_MEMORY
+from runtime.nvidia.fingerprint import hard_facts
 from runtime.nvidia.making import Policy
+from runtime.nvidia.request import from_manifest
 from runtime.tensor import Tensor
 from runtime.verify import run_samples
 from tests.standin.simulated_tensorrt import make_plan, simulated_vendor
@@ -273,12 +275,31 @@ def test_a_request_that_no_profile_covers_is_refused(device: Device) -> None:
 
 
 def test_a_device_that_does_not_fit_says_why(device: Device) -> None:
-    device.facts["gpus"] = [{"name": "T4", "compute_capability": "7.5", "memory_mib": 15360}]
+    device.facts["tensorrt"] = []
     switch = device.open(serving=True)
     until(lambda: switch.reason)
     assert switch.state == "missing"
-    assert "7.5" in (switch.reason or "")
+    assert "TensorRT 10.3.0.30 is not installed" in (switch.reason or "")
     assert answer(switch) == RIGHT
+
+
+def test_a_gpu_of_another_kind_gets_an_engine_of_its_own(
+    device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    carry(device)
+    (entry,) = device.release.manifest["tensorrt"]["engines"]
+    request = from_manifest(device.release.manifest, device.release.folder)
+    entry["facts"] = hard_facts(request, VERSION, DEVICE)
+    device.facts["gpus"] = [{"name": "A10", "compute_capability": "8.6", "memory_mib": 24576}]
+    monkeypatch.setenv("SIMULATED_BUILD", "elsewhere")
+    reasons: list[str] = []
+    monkeypatch.setattr(maker_module, "_announce", reasons.append)
+    switch = device.open(serving=True)
+    until(lambda: switch.state == "live")
+    assert answer(switch) == RIGHT
+    assert (device.store / "build" / "started").exists()
+    (told,) = (reason.partition("onnxruntime: ")[2] for reason in reasons if "building" in reason)
+    assert told == "the engine is for compute capability 9.0, and this GPU has 8.6"
 
 
 def carry(device: Device, scale: float = 2.0) -> Path:

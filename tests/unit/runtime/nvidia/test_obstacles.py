@@ -10,6 +10,7 @@ from packager.backends.tensorrt import needs
 from runtime.nvidia import obstacles
 from runtime.nvidia.device import reasons_against_engine
 from runtime.nvidia.installed import Interpreter
+from runtime.nvidia.obstacles import why_rebuilt
 from tests.standin import machines
 from tests.standin.machines import Machine, write
 
@@ -106,11 +107,54 @@ def test_the_host_knows_the_same_drivers() -> None:
     assert needs.MINIMUM_DRIVERS == obstacles.MINIMUM_DRIVERS
 
 
-def test_a_gpu_of_another_kind_is_named(server: dict[str, Any]) -> None:
-    reason = only({**H100, "compute_capabilities": ["8.0", "8.9"]}, server)
-    assert reason.startswith("the engine is for compute capability 8.0 or 8.9, and this machine")
-    assert "NVIDIA H100 80GB HBM3 (9.0)" in reason
-    assert "`edgepack build MODEL -t TARGET`" in reason
+def test_a_gpu_of_another_kind_gets_an_engine_of_its_own_in_one_sentence(
+    server: dict[str, Any],
+) -> None:
+    wanted = {**H100, "compute_capabilities": ["8.0", "8.9"]}
+    assert reasons_against_engine(wanted, server) == []
+    (said,) = why_rebuilt(wanted, server)
+    assert said.startswith("the bundle is for compute capability 8.0 or 8.9, and this GPU, NVIDIA")
+    assert said.endswith("H100 80GB HBM3, has 9.0")
+    assert why_rebuilt(H100, server) == []
+
+
+def test_a_gpu_of_another_kind_is_not_of_the_targets_class(server: dict[str, Any]) -> None:
+    wanted = {**H100, "compute_capabilities": ["8.0", "8.9"]}
+    (obstacle,) = obstacles.obstacles(wanted, server, of_class=True)
+    assert obstacle.what == (
+        "the engine is for compute capability 8.0 or 8.9, and this machine has "
+        "NVIDIA H100 80GB HBM3 (9.0), NVIDIA H100 80GB HBM3 (9.0)"
+    )
+    assert obstacle.fix == "`edgepack build MODEL -t TARGET`, with a target of that GPU"
+
+
+def test_a_gpu_that_tensorrt_rtx_has_no_kernels_for_is_refused(server: dict[str, Any]) -> None:
+    found = {"module": "tensorrt_rtx", "version": "1.7.1.116", "origin": "wheel", "path": "p"}
+    reason = only({**RTX, "cuda": "12.9"}, {**server, "tensorrt": [found]})
+    assert reason.startswith(
+        "TensorRT-RTX has kernels for compute capability 7.5 or 8.0 or 8.6 or 8.9 or 12.0 or 12.1,"
+    )
+    assert "(9.0)" in reason
+    blackwell = [{**server["gpus"][0], "compute_capability": "12.0"}]
+    facts = {**server, "tensorrt": [found], "gpus": blackwell}
+    assert reasons_against_engine({**RTX, "cuda": "12.9"}, facts) == []
+    assert len(why_rebuilt(RTX, facts)) == 1
+
+
+def test_what_the_bundle_carries_need_not_be_installed(server: dict[str, Any]) -> None:
+    ada = {**server["gpus"][0], "compute_capability": "8.9"}
+    facts = {**server, "gpus": [ada], "tensorrt": [], "cudart": []}
+    wanted = {**RTX, "carried_pythons": ["3.8", "3.12"]}
+    assert facts["python"] == "3.12"
+    assert reasons_against_engine(wanted, facts) == []
+    assert only(wanted, {**facts, "python": "3.14"}) == (
+        "the bundle carries TensorRT-RTX for CPython 3.8 to 3.12, and this is 3.14:"
+        " start the bundle with `python3.12`"
+    )
+    # What is installed beside it does not count.
+    other = {"module": "tensorrt_rtx", "version": "1.8.0.15", "origin": "wheel", "path": "p"}
+    assert reasons_against_engine(wanted, {**facts, "tensorrt": [other]}) == []
+    assert why_rebuilt(wanted, {**facts, "tensorrt": [other]}) == []
 
 
 def test_one_gpu_of_the_right_kind_among_others_is_enough(server: dict[str, Any]) -> None:
@@ -196,9 +240,17 @@ def test_an_rtx_engine_runs_in_its_own_release_alone(server: dict[str, Any]) -> 
 
     assert reasons_against_engine(RTX, ada("1.7.1.116")) == []
     assert reasons_against_engine(RTX, ada(None)) == [], "its import will tell"
-    reason = only(RTX, ada("1.8.0.15"))
-    assert reason.startswith("the engine runs in TensorRT-RTX 1.7.1.116 alone, and Python 3.12 has")
-    assert reasons_against_engine({**RTX, "engines": []}, ada("1.8.0.15")) == []
+    said = "the engine runs in TensorRT-RTX 1.7.1.116 alone, and Python 3.12 has 1.8.0.15"
+    (obstacle,) = obstacles.obstacles(RTX, ada("1.8.0.15"), of_class=True)
+    assert obstacle == (said, "`python3 -m pip install 'tensorrt-rtx-cu13==1.7.1.116'`")
+    # A later one builds its own.
+    assert reasons_against_engine(RTX, ada("1.8.0.15")) == []
+    assert why_rebuilt(RTX, ada("1.8.0.15")) == [said]
+    assert why_rebuilt(RTX, ada("1.7.1.116")) == why_rebuilt(RTX, ada(None)) == []
+    assert why_rebuilt({**RTX, "engines": []}, ada("1.8.0.15")) == []
+    assert only(RTX, ada("1.6.0.2")).startswith(
+        "TensorRT-RTX 1.6.0.2 is older than the 1.7.1.116 that the model was made for"
+    )
 
 
 @pytest.mark.parametrize(
@@ -302,7 +354,7 @@ def test_every_reason_ends_with_something_to_run(
         *reasons_against_engine({**NANO, "dla_core": 1, "compute_capabilities": ["7.2"]}, jetson),
         *reasons_against_engine(RTX, {**server, **broken, "driver": "470.1"}),
     ]
-    assert len(found) == 9
+    assert len(found) == 8
     for reason in found:
         what, colon, fix = reason.partition(": ")
         assert what[0].islower() or what.startswith(("L4T", "TensorRT"))
