@@ -17,7 +17,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnxruntime
 import pytest
+import tritonclient.grpc as triton_grpc
 import tritonclient.http as triton
+from tritonclient.utils import InferenceServerException
 
 from packager.bundle.archive import Entry, write_archive
 from packager.bundle.render import render_server
@@ -61,13 +63,16 @@ def bundle(tmp_path_factory: pytest.TempPathFactory, engine_library: Path) -> Pa
             "images": {}, "labels": {},
         },
         "golden": {"samples": 0},
-        "server": {"max_json_kb": 64, "metrics": True, "openapi": True, "plain": True},
+        "server": {
+            "max_json_kb": 64, "metrics": True, "openapi": True, "plain": True, "grpc": True,
+        },
     }  # fmt: skip
     entries = [
         *(Entry(path=path, source=data) for path, data in render_server(fields).items()),
         *(
-            Entry(path=f"runtime/{file.name}", source=file)
-            for file in sorted((ROOT / "runtime").glob("*.py"))
+            Entry(path=f"{folder}/{file.name}", source=file)
+            for folder in ("runtime", "runtime/grpc")
+            for file in sorted((ROOT / folder).glob("*.py"))
         ),
         Entry(path="model/model.onnx", source=make_mlp().SerializeToString()),
         Entry(path="lib/libonnxruntime.so", source=engine_library),
@@ -115,6 +120,14 @@ def test_a_bundle_file_serves_under_every_cpython(
         first = ask(port, "POST", "/predict", {"data": [row]})["result"]
         second = ask(port, "POST", MODEL + "/infer", {"inputs": [item]})["outputs"][0]["data"]
         assert first == [second]
+        with triton_grpc.InferenceServerClient(f"127.0.0.1:{port}") as client:
+            tensor_x = triton_grpc.InferInput("x", [1, 64], "FP32")
+            tensor_x.set_data_from_numpy(np.array([row], np.float32))
+            for _ in range(3):
+                answer = client.infer("net.v2-b", [tensor_x]).as_numpy("logits")
+                np.testing.assert_allclose(answer, first, rtol=1e-6)
+            with pytest.raises(InferenceServerException, match="no model `other` here"):
+                client.infer("other", [tensor_x])
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
         connection.request("POST", "/predict", b"[" * 60000)
         assert connection.getresponse().status == 400
