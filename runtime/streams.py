@@ -51,6 +51,8 @@ class Outlet(Protocol):
 BEAT_S = 15.0
 # When a piece that found the queue full tries again.
 RETRY_S = 0.5
+# A server that stops lets a stream go on for so long, which is less than the server itself waits.
+DRAIN_S = 20.0
 # The name that metrics and the expectation of a piece's time go by.
 ROUTE = "infer_stream"
 _BEAT = b":\n\n"
@@ -169,6 +171,7 @@ class EventStream:
         self._begun = False  # the head is sent
         self._working = False  # a piece is on its way through the scheduler, or about to be
         self._gone = False
+        self._drained_at = float("inf")
 
     def resume(self) -> None:
         """Go on: the client has taken everything."""
@@ -247,7 +250,7 @@ class EventStream:
             self._leave(early=True)
         elif not self._outlet.is_free():
             pass  # `lose` or `resume` comes
-        elif self._shared.draining:
+        elif self._shared.draining and self._is_too_long():
             self._fail(BadRequest("the server is stopping", 503))
         else:
             self._working = True
@@ -255,6 +258,12 @@ class EventStream:
             self._shared.scheduler.submit(
                 self._task, body, route=ROUTE, done=self._done, caller=self._caller
             )
+
+    def _is_too_long(self) -> bool:
+        """Whether a server that stops has waited long enough for this stream."""
+        now = self._shared.loop.time()
+        self._drained_at = min(self._drained_at, now)
+        return now - self._drained_at >= DRAIN_S
 
     def _fail(self, error: BadRequest) -> None:
         if not self._begun:

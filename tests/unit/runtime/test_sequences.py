@@ -365,6 +365,24 @@ def test_a_server_tells_what_is_wrong_with_a_sequence(live: LiveServer) -> None:
         assert "`sequence_id` has to be a whole number" in wrong.error
 
 
+def test_a_sequence_goes_on_when_another_engine_takes_over(
+    live: LiveServer, gru: Path, engine_library: Path
+) -> None:
+    signal = make_signal(6)
+    other = Session(str(engine_library), str(gru), threads=1)
+    before = live.app.inference.engine
+    with live.client() as client:
+        body = body_of(signal[:, :3], sequence_id="a", sequence_start=True)
+        assert client.ask("POST", INFER, body).status == 200
+        live.app.inference.engine = other
+        reply = client.ask("POST", INFER, body_of(signal[:, 3:], sequence_id="a"))
+    live.app.inference.engine = before
+    other.close()
+    (output,) = reply.json()["outputs"]
+    expected = scores_of(gru, signal)[:, 3:]
+    assert np.allclose(np.reshape(output["data"], expected.shape), expected, atol=1e-6)
+
+
 def test_clients_of_a_server_see_no_state(live: LiveServer, gru: Path) -> None:
     signal = make_signal(2)
     with live.client() as client:

@@ -429,22 +429,36 @@ def test_a_request_that_fails_after_a_comment_is_told_in_the_stream(
     assert (error.name, error.data["index"]) == ("error", 0)
 
 
-def test_a_server_that_stops_ends_its_streams_in_order(open_model: Any) -> None:
+def stop_midway(live: LiveServer, gate: Gate, client: Client, pieces: int) -> list[Event]:
+    """Stop the server while it works on a stream's first piece; return all events."""
+    gate.open.clear()
+    client.send(request("POST", STREAM, body_of(make_signal(4 * pieces))))
+    assert gate.entered.acquire(timeout=20)
+    live.server.stop()
+    while is_listening(live):
+        time.sleep(0.05)
+    gate.open.set()
+    status, fields = read_head(client)
+    assert (status, fields["connection"]) == (200, "close")
+    events = read_events(client)
+    assert client.is_closed()
+    return events
+
+
+def test_a_server_that_stops_lets_its_streams_end(open_model: Any) -> None:
     app, gate = open_model(sequences())
-    with serving(app) as live:
-        client = live.client()
-        with client:
-            gate.open.clear()
-            client.send(request("POST", STREAM, body_of(make_signal(400))))
-            assert gate.entered.acquire(timeout=20)
-            live.server.stop()
-            while is_listening(live):
-                time.sleep(0.05)
-            gate.open.set()
-            status, fields = read_head(client)
-            assert (status, fields["connection"]) == (200, "close")
-            first, error = read_events(client)
-            assert client.is_closed()
+    with serving(app) as live, live.client() as client:
+        *got, end = stop_midway(live, gate, client, 40)
+    assert (len(got), end) == (40, Event("end", {"events": 40}))
+
+
+def test_a_server_that_stops_ends_streams_in_order_that_take_too_long(
+    open_model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("runtime.streams.DRAIN_S", 0.0)
+    app, gate = open_model(sequences())
+    with serving(app) as live, live.client() as client:
+        first, error = stop_midway(live, gate, client, 40)
     assert first.data["parameters"]["index"] == 0
     assert error.name == "error"
     assert error.data == {"error": "the server is stopping", "status": 503, "index": 1}
