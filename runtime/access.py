@@ -16,7 +16,7 @@ from .http1 import Answer, Head
 from .options import ServeOptions
 
 _AUTHORITY = re.compile(r"(\[[0-9A-Fa-f:.]{2,45}\]|[0-9A-Za-z._-]{1,253})(?::[0-9]{1,5})?")
-_NAME = re.compile(r"(?:\*\.)?[0-9a-z_-]{1,63}(?:\.[0-9a-z_-]{1,63})*\.?|\[[0-9a-f:.]{2,45}\]")
+_NAME = re.compile(r"(?:\*\.)?[0-9a-z_-]{1,63}(?:\.[0-9a-z_-]{1,63})*\.?")
 _ORIGIN = re.compile(
     r"https?://(?:\[[0-9a-f:.]{2,45}\]|[0-9a-z_-]{1,63}(?:\.[0-9a-z_-]{1,63})*)(?::[0-9]{1,5})?"
 )
@@ -178,7 +178,7 @@ def _check_name(name: str) -> str:
     lower = name.lower()
     if ":" in lower and not lower.startswith("["):
         lower = "[%s]" % lower
-    if not _NAME.fullmatch(lower):
+    if not (_is_number(lower) if lower.startswith("[") else _NAME.fullmatch(lower)):
         raise UsageFault("`%s` is no host name" % name[:80], "as in `--name camera-7.example.com`")
     return lower
 

@@ -8,6 +8,7 @@ import signal
 import socket
 import ssl
 import subprocess
+import sys
 import threading
 from contextlib import contextmanager
 from pathlib import Path
@@ -316,68 +317,6 @@ class _Nothing:
 # Files that change
 
 
-def test_a_new_certificate_under_load_loses_no_request(
-    authority: Authority, release: OpenRelease, engine: Any,
-    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
-    monkeypatch.setattr("runtime.server.TICK_S", 0.01)
-    pair = authority.issue("renewed")
-    with serving(App(release, engine), options(pair)) as live:
-        stop = threading.Event()
-        faults: list[object] = []
-        counts = [0, 0]
-
-        def ask_on_one_connection() -> None:
-            with TlsClient(live.port, context=authority.context()) as client:
-                while not stop.is_set():
-                    reply = client.ask("POST", f"{MODEL}/infer", ROW)
-                    counts[0] += 1
-                    if reply.status != 200:
-                        faults.append(reply)
-
-        def ask_on_new_connections() -> None:
-            while not stop.is_set():
-                with TlsClient(live.port, context=authority.context()) as client:
-                    if client.ask("GET", READY).status != 200:
-                        faults.append("not ready")
-                    counts[1] += 1
-
-        def guarded(work: Any) -> None:
-            try:
-                work()
-            except Exception as error:  # noqa: BLE001 - whatever it is, the request was lost
-                faults.append(error)
-
-        def serial() -> int:
-            with TlsClient(live.port, context=authority.context()) as client:
-                found = client.secured.getpeercert() or {}
-                return int(str(found["serialNumber"]), 16)
-
-        threads = [
-            threading.Thread(target=guarded, args=(work,))
-            for work in (ask_on_one_connection, ask_on_new_connections)
-        ]
-        for thread in threads:
-            thread.start()
-        seen = {serial()}
-        for _ in range(3):
-            authority.issue("renewed", replace=pair)
-            while serial() in seen:  # the test's own time limit ends this
-                assert not faults
-            seen.add(serial())
-        pair.cert.write_bytes(b"broken")
-        told = ""
-        while f"kept the old certificate: `{pair.cert}` is no certificate" not in told:
-            told += capfd.readouterr().err
-            assert serial() in seen
-        stop.set()
-        for thread in threads:
-            thread.join()
-        assert faults == []
-        assert len(seen) == 4
-        assert min(counts) > 0
-
-
 def test_what_ends_soon_is_told_and_measured(
     authority: Authority, release: OpenRelease, engine: Any, capfd: pytest.CaptureFixture[str],
     tmp_path: Path,
@@ -487,6 +426,81 @@ def process_of(
         process.communicate(timeout=30)
 
 
+def test_a_new_certificate_under_load_loses_no_request(
+    authority: Authority, release: OpenRelease
+) -> None:
+    pair = authority.issue("renewed")
+    words = ("--tls-cert", str(pair.cert), "--tls-key", str(pair.key))
+    with process_of(Path(sys.executable), release, *words) as (process, port):
+        assert process.stderr is not None
+        stop = threading.Event()
+        faults: list[object] = []
+        counts = [0, 0]
+        context = authority.context()
+
+        def ask_on_one_connection() -> None:
+            with TlsClient(port, context=context) as client:
+                while not stop.is_set():
+                    reply = client.ask("POST", f"{MODEL}/infer", ROW)
+                    counts[0] += 1
+                    if reply.status != 200:
+                        faults.append(reply)
+
+        def ask_on_new_connections() -> None:
+            while not stop.is_set():
+                with TlsClient(port, context=context) as client:
+                    if client.ask("GET", READY).status != 200:
+                        faults.append("not ready")
+                    counts[1] += 1
+
+        def guarded(work: Any) -> None:
+            try:
+                work()
+            except Exception as error:  # noqa: BLE001 - whatever it is, the request was lost
+                faults.append(error)
+
+        def serial() -> int:
+            with TlsClient(port, context=context) as client:
+                found = client.secured.getpeercert() or {}
+                return int(str(found["serialNumber"]), 16)
+
+        def wait_for(told: str) -> None:
+            assert process.stderr is not None
+            while told not in (line := process.stderr.readline()):
+                assert line, "it has ended"
+
+        threads = [
+            threading.Thread(target=guarded, args=(work,))
+            for work in (ask_on_one_connection, ask_on_new_connections)
+        ]
+        for thread in threads:
+            thread.start()
+        try:
+            seen = {serial()}
+            for _ in range(3):
+                authority.issue("renewed", replace=pair)
+                process.send_signal(signal.SIGHUP)
+                wait_for("reloaded certificate")
+                seen.add(serial())
+            assert len(seen) == 4
+            good = pair.text
+            pair.cert.write_bytes(b"broken")
+            process.send_signal(signal.SIGHUP)
+            wait_for(f"kept the old certificate: `{pair.cert}` is no certificate")
+            assert serial() in seen
+            # without a signal the change is seen all the same
+            pair.cert.write_bytes(good)
+            authority.issue("renewed", replace=pair)
+            while serial() in seen:  # the test's own time limit ends this
+                assert not faults
+        finally:
+            stop.set()
+            for thread in threads:
+                thread.join()
+        assert faults == []
+        assert min(counts) > 0
+
+
 def test_credentials_close_it_under_every_cpython(
     old_python: Path, authority: Authority, release: OpenRelease, tmp_path: Path
 ) -> None:
@@ -508,8 +522,8 @@ def test_credentials_close_it_under_every_cpython(
             (tmp_path / "keys.json").write_text('{"keys": []}')
             process.send_signal(signal.SIGHUP)
             assert process.stderr is not None
-            while "keys file" not in process.stderr.readline():
-                pass
+            while "keys file" not in (line := process.stderr.readline()):
+                assert line, "it has ended"
             assert client.ask("POST", f"{MODEL}/infer", ROW, bearer(key)).status == 401
             # a bare FIN must do, whatever this CPython calls it
             client.send(request("GET", READY))
