@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING, Any
 
 from ..http1 import EVENTS_TYPE, Answer
@@ -80,10 +79,9 @@ class Events(Rest):
 
     def begin(self) -> None:
         """Send the answer's head."""
-        admission, owner = self._admission, self._owner
-        owner.metrics.observe(admission.route, 200, time.perf_counter() - self._started)
-        head = answer_head(owner.heads, 200, EVENTS_TYPE + admission.fields)
-        owner.http2.send_head(self._exchange, head)
+        answer = self._settle(Answer(200, b"", EVENTS_TYPE))
+        head = answer_head(self._owner.heads, answer.status, answer.fields)
+        self._owner.http2.send_head(self._exchange, head)
 
     def send(self, data: bytes) -> None:
         """Send one or more events."""

@@ -139,17 +139,23 @@ class Rest:
     def _send(self, answer: Answer) -> None:
         exchange, admission = self._exchange, self._admission
         if exchange.open and exchange.last is None:
-            seconds = time.perf_counter() - self._started
-            method = admission.head.method
-            self._owner.metrics.observe(admission.route, answer.status, seconds, method)
-            if admission.fields:
-                answer = answer._replace(fields=answer.fields + admission.fields)
-            if log.has_access or "traceparent" in admission.head.fields:
-                answer = self._told(answer, seconds)
+            answer = self._settle(answer)
             send_answer(self._owner, exchange, answer, with_body=admission.head.method != "HEAD")
             if exchange.open:
                 self.expires = self._owner.write_deadline()
         self.lost()
+
+    def _settle(self, answer: Answer) -> Answer:
+        """Count and tell of an answer, and return it with all its fields."""
+        admission = self._admission
+        seconds = time.perf_counter() - self._started
+        method = admission.head.method
+        self._owner.metrics.observe(admission.route, answer.status, seconds, method)
+        if admission.fields:
+            answer = answer._replace(fields=answer.fields + admission.fields)
+        if log.has_access or "traceparent" in admission.head.fields:
+            answer = self._told(answer, seconds)
+        return answer
 
     def _told(self, answer: Answer, seconds: float) -> Answer:
         """Return the answer with its trace, once the log knows of it."""

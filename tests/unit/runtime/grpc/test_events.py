@@ -27,7 +27,7 @@ from tests.models.streaming_gru import (
 from tests.unit.runtime.live_server import OpenRelease, make_release, serving
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
 STREAM = "/v2/models/gru/infer_stream"
@@ -89,11 +89,13 @@ class Http2Client:
     def flush(self) -> None:
         self.socket.sendall(self.http.data_to_send())
 
-    def ask(self, method: str, path: str, body: bytes = b"") -> int:
+    def ask(
+        self, method: str, path: str, body: bytes = b"", fields: Sequence[tuple[str, str]] = ()
+    ) -> int:
         number = self.http.get_next_available_stream_id()
         head = [(":method", method), (":path", path), (":scheme", "http"),
                 (":authority", "127.0.0.1")]  # fmt: skip
-        self.http.send_headers(number, head, end_stream=not body)
+        self.http.send_headers(number, [*head, *fields], end_stream=not body)
         self.data[number] = b""
         if body:
             self.http.send_data(number, body, end_stream=True)
@@ -152,6 +154,20 @@ def test_events_over_http2_are_those_of_http1(served: tuple[Any, Gate], gru: Pat
         rows = [json.loads(event["data"])["outputs"][0]["data"] for event in got]
         assert np.allclose(np.array(rows), scores_of(gru, signal)[0], atol=1e-6)
         assert client.status_of("GET", "/v2/health/live") == "200"
+
+
+def test_a_stream_is_counted_and_carries_its_trace(served: tuple[Any, Gate]) -> None:
+    client = Http2Client(served[0].port)
+    trace = "0af7651916cd43dd8448eb211c80319c"
+    with client.socket:
+        fields = [("traceparent", f"00-{trace}-b7ad6b7169203331-01")]
+        number = client.ask("POST", STREAM, body_of(make_signal(2)), fields)
+        assert len(client.whole(number)) == 3
+        assert trace in client.fields[number]["traceparent"]
+        metrics = client.ask("GET", "/metrics")
+        client.read(lambda: metrics in client.ended)
+    text = client.data[metrics].decode()
+    assert 'http_route="/v2/models/{model}/infer_stream"' in text
 
 
 def test_what_cannot_be_streamed_gets_an_ordinary_answer(served: tuple[Any, Gate]) -> None:
