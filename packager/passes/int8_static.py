@@ -10,6 +10,7 @@ from packager.passes.contract import PassBroken, PassContext, PassResult, opset_
 from packager.passes.graph import is_quantized, op_types
 from packager.passes.quantizer import constant_weights, name_nodes, quantize_statically
 from packager.passes.ranges import METHODS
+from packager.passes.revert_layers import depthwise_convolutions
 
 WEIGHTED: Final = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 # Between two quantized layers these keep the tensor in eight bits. Softmax, Sigmoid and the
@@ -35,12 +36,16 @@ class Int8Static:
         calibration: How the range of an activation is chosen, one of `ranges.METHODS`.
         float_layers: So many first layers with weights stay float: the first layers of a CNN see
             the widest ranges and have the fewest weights.
+        outputs: Quantize what operators give as well as what they read; see `quantize_statically`.
+        depthwise: Quantize convolutions in which each channel is its own group as well.
     """
 
     operators: tuple[str, ...] = ()
     keep_float: tuple[str, ...] = ()
     calibration: str = "minmax"
     float_layers: int = 0
+    outputs: bool = True
+    depthwise: bool = True
     name: ClassVar[str] = "int8-static"
     summary: ClassVar[str] = "quantize weights and activations to int8"
     precision: ClassVar[str | None] = "int8-static"
@@ -90,18 +95,22 @@ class Int8Static:
         if unknown:
             raise UsageError(f"the model has no node `{unknown[0]}` that could stay float")
         first = list(constant_weights(draft, WEIGHTED))[: self.float_layers]
+        left_out = () if self.depthwise else depthwise_convolutions(draft)
         float_nodes = list(dict.fromkeys((*first, *self.keep_float)))
         after = quantize_statically(
             draft,
             context,
             op_types=self.operators or (*WEIGHTED, *_BETWEEN),
-            keep_float=float_nodes,
+            keep_float=list(dict.fromkeys((*float_nodes, *left_out))),
             calibration=self.calibration,
             calibrated=(*WEIGHTED, *_BETWEEN),
+            outputs=self.outputs,
         )
-        return PassResult(
-            model=after, modified=True, notes=tuple(f"`{name}` stays float" for name in float_nodes)
-        )
+        notes = [f"`{name}` stays float" for name in float_nodes]
+        if left_out:
+            stay = "s stay" if len(left_out) > 1 else " stays"
+            notes.append(f"{len(left_out)} depthwise convolution{stay} float")
+        return PassResult(model=after, modified=True, notes=tuple(notes))
 
     def ensures(self, before: Any, after: Any, context: PassContext) -> None:
         """Check that layers were quantized, in the opset of before.

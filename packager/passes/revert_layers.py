@@ -25,7 +25,12 @@ _FOLLOWERS: Final = frozenset((
 
 
 def revert_layers(
-    quantized: Any, reference: Any, names: Collection[str], *, shield: bool = True
+    quantized: Any,
+    reference: Any,
+    names: Collection[str],
+    *,
+    shield: bool = True,
+    fused: bool = True,
 ) -> Any:
     """Return the quantized model with the named layers computing in float again.
 
@@ -44,6 +49,8 @@ def revert_layers(
         names: Nodes of `reference`. Those that are not quantized have no effect.
         shield: Keep ONNX Runtime from quantizing the reverted layers on loading (see
             `shield_float_layers`); other engines may not read the form that does it.
+        fused: A layer gives eight bits: the engine joins it with the pair behind it. Else layers
+            give floats, and reverted ones read those.
 
     Raises:
         ValueError: `reference` has no node of a name.
@@ -63,7 +70,7 @@ def revert_layers(
     if not changed:
         return model
     _restore(model, graph, {name: originals[name] for name in changed if name in originals}, named)
-    _remove_pairs(model, graph, after, changed)
+    _remove_pairs(model, graph, after, changed, fused=fused)
     _drop_unread(model)
     if shield:
         shield_float_layers(model)
@@ -263,7 +270,9 @@ def _same(a: Any, b: Any) -> bool:
     return bool(np.array_equal(to_array(a), to_array(b), equal_nan=True))
 
 
-def _remove_pairs(model: Any, graph: _Graph, eight_bit: set[str], changed: set[str]) -> None:
+def _remove_pairs(
+    model: Any, graph: _Graph, eight_bit: set[str], changed: set[str], *, fused: bool
+) -> None:
     """Remove, or go around, the pairs that the changed nodes made needless, in place."""
     touched: dict[str, None] = {}
     for name in graph.order:
@@ -274,7 +283,11 @@ def _remove_pairs(model: Any, graph: _Graph, eight_bit: set[str], changed: set[s
     for tensor in touched:
         pairs = graph.pairs(tensor)
         maker = graph.producer.get(tensor)
-        if not pairs or (maker is not None and maker.name in eight_bit):
+        if not pairs or (
+            maker is not None
+            and maker.name in eight_bit
+            and (fused or maker.op_type not in _LAYERS)
+        ):
             continue
         needed = any(node.name in eight_bit for node in graph.consumers(tensor))
         for quantizer, dequantizers in pairs:

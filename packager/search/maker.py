@@ -95,7 +95,10 @@ class Maker:
         if absent:
             reason = f"the graph has no layer `{min(absent)}`"
             return NotMade(verdict="skipped", reason=reason)
-        model = revert_layers(made.model, made.reference, form.float_layers)
+        fused = self._setting.target.tensorrt is None
+        model = revert_layers(
+            made.model, made.reference, form.float_layers, shield=fused, fused=fused
+        )
         return self._noted(dataclasses.replace(made, model=model), form)
 
     def write(self, form: Form, path: Path) -> Made | NotMade:

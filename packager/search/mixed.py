@@ -46,6 +46,7 @@ def rank(judge: Judge, setting: Setting, form: Form) -> tuple[LayerSensitivity, 
         threads=setting.threads,
         reporter=setting.reporter,
         limit_s=_RANKING_S,
+        fused=setting.target.tensorrt is None,
     )
 
 

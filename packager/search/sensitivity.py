@@ -53,6 +53,7 @@ def rank_layers(
     threads: int,
     reporter: Reporter,
     limit_s: float = math.inf,
+    fused: bool = True,
 ) -> tuple[LayerSensitivity, ...]:
     """Return the layers of a quantized model, the most sensitive first.
 
@@ -73,6 +74,7 @@ def rank_layers(
         reporter: Told of the progress, and of a limit that was hit.
         limit_s: Stop after so many seconds; the layers not reached are left out. They are taken in
             the graph's order.
+        fused: As for `revert_layers`.
 
     Raises:
         RuntimeError: from ONNX Runtime, if a model does not load or run.
@@ -89,7 +91,7 @@ def rank_layers(
             break
         reporter.progress(position, len(layers), "rank layers")
         others = [other for other in layers if other != name]
-        alone = revert_layers(quantized, reference, others, shield=False)
+        alone = revert_layers(quantized, reference, others, shield=False, fused=fused)
         noise = sqnr_db(wanted, _run(alone, feeds, workdir, threads))
         found.append(
             LayerSensitivity(name=name, op_type=kinds[name], weights=weights, sqnr_db=noise)

@@ -11,7 +11,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 NAMES = ("starting", "building", "serving", "batching", "saturated", "compressing")
 # Only by name: single passes on one model, and other tools, which take longer.
-OTHERS = ("minilm", "efficientnet", "recogniser", "parts", "adapter", "engines", "servers", "soak", "peers")
+OTHERS = (
+    "minilm",
+    "efficientnet",
+    "recogniser",
+    "parts",
+    "adapter",
+    "engines",
+    "servers",
+    "soak",
+    "peers",
+)
 
 
 def main(words: list[str]) -> int:

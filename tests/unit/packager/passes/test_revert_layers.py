@@ -11,7 +11,7 @@ import pytest
 from packager.checks.latency import open_session
 from packager.passes.contract import apply
 from packager.passes.graph import op_types
-from packager.passes.int8_static import WEIGHTED
+from packager.passes.int8_static import WEIGHTED, Int8Static
 from packager.passes.quantizer import name_nodes, quantize_statically
 from packager.passes.revert_layers import (
     depthwise_convolutions,
@@ -198,6 +198,78 @@ def test_operators_without_weights_follow_what_they_read(made: Any) -> None:
 def test_depthwise_convolutions_are_found_by_their_groups(made: Any) -> None:
     reference, _, _, _ = made
     assert depthwise_convolutions(reference) == ("n_conv_3",)
+
+
+@pytest.fixture
+def inputs_only(net: Any, make_samples: Callable, make_context: Callable) -> Any:
+    """Return (float model, model whose layers give floats, samples, context)."""
+    samples = make_samples(net, 16)
+    context = make_context(samples)
+    reference = onnx.load(net.path)
+    name_nodes(reference)
+    quantized = quantize_statically(
+        reference, context, op_types=WEIGHTED, keep_float=[], outputs=False
+    )
+    return reference, quantized, [samples[i] for i in range(8)], context
+
+
+def test_layers_that_give_floats_have_a_pair_only_where_a_layer_reads_them(
+    inputs_only: Any, tmp_path: Path
+) -> None:
+    reference, quantized, samples, _ = inputs_only
+    assert tuple(quantized_layers(quantized, reference)) == LAYERS
+    readers: dict[str, set[str]] = {}
+    for node in quantized.graph.node:
+        for name in node.input:
+            readers.setdefault(name, set()).add(node.op_type)
+    weights = {tensor.name for tensor in quantized.graph.initializer}
+    for node in quantized.graph.node:
+        if node.op_type == "DequantizeLinear" and node.input[0] not in weights:
+            assert readers[node.output[0]] & {*WEIGHTED}
+    want, have = (
+        answers(model, samples, tmp_path, "ORT_DISABLE_ALL") for model in (reference, quantized)
+    )
+    assert sqnr_db(want, have) > 25
+
+
+def test_depthwise_convolutions_stay_float_where_asked(
+    net: Any, make_samples: Callable, make_context: Callable
+) -> None:
+    context = make_context(make_samples(net, 8))
+    reference = onnx.load(net.path)
+    name_nodes(reference)
+    step = Int8Static(operators=WEIGHTED, outputs=False, depthwise=False)
+    after, (report,) = apply((step,), reference, context)
+    assert report.notes == ("1 depthwise convolution stays float",)
+    assert set(LAYERS) - set(quantized_layers(after, reference)) == {"n_conv_3"}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_of_layers_that_give_floats_a_reverted_one_reads_floats(
+    inputs_only: Any, tmp_path: Path, name: str
+) -> None:
+    reference, quantized, samples, context = inputs_only
+    kept = quantize_statically(
+        reference, context, op_types=WEIGHTED, keep_float=[name], outputs=False
+    )
+    after = revert_layers(quantized, reference, [name], shield=False, fused=False)
+    makers = {out: node.op_type for node in after.graph.node for out in node.output}
+    (node,) = (node for node in after.graph.node if node.name == name)
+    assert "DequantizeLinear" not in [makers.get(source) for source in node.input]
+    wanted, have = (answers(m, samples, tmp_path, "ORT_DISABLE_ALL") for m in (kept, after))
+    # A weight that two layers share stays rounded for both in `kept`.
+    assert sqnr_db(wanted, have) > (30 if name in ("n_conv_9", "n_conv_11") else 100)
+    onnx.checker.check_model(after, full_check=True)
+
+
+def test_all_layers_that_give_floats_reverted_are_the_float_model(
+    inputs_only: Any, tmp_path: Path
+) -> None:
+    reference, quantized, samples, _ = inputs_only
+    after = revert_layers(quantized, reference, LAYERS, shield=False, fused=False)
+    assert not op_types(after) & PAIRS
+    want, have = (answers(model, samples, tmp_path) for model in (reference, after))
+    assert sqnr_db(want, have) > 100
 
 
 def _saved(model: Any, folder: Path) -> Path:
