@@ -12,9 +12,7 @@ from runtime.options import ServeOptions
 
 def head(host: str, **fields: str) -> bytes:
     lines = [f"{name.replace('_', '-')}: {value}" for name, value in fields.items()]
-    return "\r\n".join(
-        [f"{fields.pop('method', 'GET')} / HTTP/1.1", f"Host: {host}", *lines]
-    ).encode()
+    return "\r\n".join(["GET / HTTP/1.1", f"Host: {host}", *lines]).encode()
 
 
 def status(access: Access, host: str, **fields: str) -> int:

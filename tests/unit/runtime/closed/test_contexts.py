@@ -114,6 +114,11 @@ def test_a_file_that_may_not_be_read_is_named(pair: Pair) -> None:
     assert "Permission denied" in fault(options(pair)).message
 
 
+def test_an_expired_certificate_is_served_all_the_same(authority: Authority) -> None:
+    pair = authority.issue("expired", not_after=NOW - DAY)
+    assert load_tls(options(pair)).certificate.not_after < NOW.timestamp()
+
+
 def test_the_end_of_a_certificate_is_told_two_weeks_ahead(authority: Authority) -> None:
     end = (NOW + 100 * DAY).replace(microsecond=0)
     certificate = read_pem(authority.issue("ends", not_after=end).text)
