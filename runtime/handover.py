@@ -15,11 +15,11 @@ import subprocess
 from typing import TYPE_CHECKING, Callable, List, MutableMapping, NamedTuple, Optional
 
 from .errors import DeviceError
+from .options import SUCCEEDS
 
 if TYPE_CHECKING:
     from .loop import Loop
 
-VARIABLE = "EDGEPACK_SUCCEEDS"
 # Unpacking, verifying and loading gigabytes takes its time; nobody waits for it.
 START_S = 600.0
 _READY = b"1"
@@ -52,7 +52,7 @@ def inherited(environment: Optional[MutableMapping[str, str]] = None) -> Optiona
         environment: None for this process's; the variable is taken out of it.
     """
     environment = os.environ if environment is None else environment
-    numbers = environment.pop(VARIABLE, "").split(",")
+    numbers = environment.pop(SUCCEEDS, "").split(",")
     try:
         descriptor, announce = (int(number) for number in numbers)
         handed = socket.socket(fileno=descriptor)
@@ -114,7 +114,7 @@ class Handover:
             self._child = subprocess.Popen(
                 self._argv or own_command(),
                 pass_fds=(listening.fileno(), announce),
-                env={**os.environ, VARIABLE: "%d,%d" % (listening.fileno(), announce)},
+                env={**os.environ, SUCCEEDS: "%d,%d" % (listening.fileno(), announce)},
                 stdin=subprocess.DEVNULL,
             )
         except OSError:

@@ -13,6 +13,8 @@ CREDENTIALS = {
     "keys": "keys.json",
     "capture_key": "capture.key",
 }
+# Says which descriptors a process was given by the one that it takes over from.
+SUCCEEDS = "EDGEPACK_SUCCEEDS"
 
 
 class ServeOptions(NamedTuple):

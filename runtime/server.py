@@ -42,7 +42,7 @@ def serve(
     options: Optional[ServeOptions] = None,
     *,
     ready: Optional[Callable[[str], None]] = None,
-    handover: Optional[Handover] = None,
+    handover: Optional[Callable[[], Handover]] = None,
     succession: Optional[Succession] = None,
 ) -> None:
     """Serve until SIGTERM or SIGINT, then answer what was begun and return.
@@ -51,7 +51,7 @@ def serve(
         app: What to serve.
         options: Where and how; None for the defaults.
         ready: Called with the server's URL once it listens; by default one line on standard error.
-        handover: What SIGHUP leaves the socket to, if another release lies there by then.
+        handover: Makes what SIGHUP leaves the socket to, if another release lies there by then.
         succession: What an earlier process has handed over.
 
     Raises:
@@ -87,7 +87,7 @@ class Server:
         app: App,
         options: Optional[ServeOptions] = None,
         *,
-        handover: Optional[Handover] = None,
+        handover: Optional[Callable[[], Handover]] = None,
         succession: Optional[Succession] = None,
     ) -> None:
         options = options or ServeOptions()
@@ -128,7 +128,8 @@ class Server:
         self._shared.check = self._access.check
         app.metrics.pending = lambda: self._scheduler.pending
         self._notifier = _notifier()
-        self._handover = handover
+        self._make_handover = handover
+        self._handover: Optional[Handover] = None
         self._succession = succession
         self._stopping = False
         self._succeeded = False
@@ -209,8 +210,10 @@ class Server:
 
     def _look_for_successor(self) -> None:
         """Start the release that lies in this one's place, if it is another."""
-        if self._handover is None or self._succeeded:
+        if self._make_handover is None or self._succeeded:
             return
+        if self._handover is None:
+            self._handover = self._make_handover()
         try:
             if self._handover.is_due():
                 self._handover.begin(self._loop, self._socket, self._succeed)
@@ -277,7 +280,7 @@ class Server:
             return
         numbers: Tuple[signal.Signals, ...] = (signal.SIGTERM, signal.SIGINT)
         before = [signal.signal(number, lambda *_: self.stop()) for number in numbers]
-        if self._door is not None or self._handover is not None:
+        if self._door is not None or self._make_handover is not None:
             numbers += (signal.SIGHUP,)
             again = signal.signal(signal.SIGHUP, lambda *_: self._loop.from_thread(self._reload))
             before.append(again)

@@ -5,9 +5,14 @@ from __future__ import annotations
 import os
 import sys
 import threading
-from typing import Any, Callable, Dict, Mapping, Optional
+from functools import partial
+from typing import TYPE_CHECKING, Any, Callable, Dict, Mapping, Optional
 
 from .errors import IntegrityFault
+from .options import SUCCEEDS
+
+if TYPE_CHECKING:
+    from .handover import Handover, Succession
 
 
 class Aside:
@@ -52,13 +57,12 @@ def run_server(path: str, values: Mapping[str, Any]) -> None:
     # Hashing needs no interpreter lock: these are compiled on the other core meanwhile.
     from .app import load_app
     from .engine import open_engine
-    from .handover import Handover, inherited
     from .options import serve_options
     from .server import import_door, serve
 
     options = serve_options(values)
     import_door(options)
-    succession = inherited()
+    succession = _inherited()
     with opened.result() as release:
         import_from(release.folder)
         _check_device(release)
@@ -74,11 +78,26 @@ def run_server(path: str, values: Mapping[str, Any]) -> None:
                 from .privacy.watching import Watch
 
                 watch = Watch(release, app.inference, options, app.metrics)
-            serve(app, options, handover=Handover(path, release.digest), succession=succession)
+            successor = partial(_handover, path, release.digest)
+            serve(app, options, handover=successor, succession=succession)
         finally:
             engine.close()
             if watch is not None:
                 watch.close()
+
+
+def _inherited() -> Optional[Succession]:
+    if SUCCEEDS not in os.environ:
+        return None
+    from .handover import inherited
+
+    return inherited()
+
+
+def _handover(path: str, digest: str) -> Handover:
+    from .handover import Handover  # most servers are never asked to
+
+    return Handover(path, digest)
 
 
 def import_from(folder: str) -> None:

@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 
-from runtime.handover import VARIABLE, Handover, inherited, read_digest
+from runtime.handover import Handover, inherited, read_digest
 from runtime.loop import Loop
+from runtime.options import SUCCEEDS
 from tests.unit.runtime.small_bundle import ask, infer_document, serving_process, write_bundle
 
 PREDICT = {"data": [[0.5] * 64]}
@@ -148,8 +149,8 @@ def test_what_is_loaded_late_comes_from_the_release_that_was_verified(
 
 def test_what_was_handed_over_is_taken_once() -> None:
     assert inherited({}) is None
-    assert inherited({VARIABLE: "not,numbers"}) is None
-    assert inherited({VARIABLE: "100001,100002"}) is None
+    assert inherited({SUCCEEDS: "not,numbers"}) is None
+    assert inherited({SUCCEEDS: "100001,100002"}) is None
 
 
 def test_a_successor_that_ends_is_told_of(tmp_path: Path, releases: list[Path]) -> None:

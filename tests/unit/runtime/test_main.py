@@ -227,7 +227,7 @@ def test_serve_answers_until_it_is_told_to_stop(small_bundle: Bundle, home: Path
                 assert answer.status == 200
             process.send_signal(stop)
             assert process.wait(20) == 0
-            assert process.stderr.read() == ""
+            assert process.stderr.read() == "stopping: answering what was begun\n"
 
 
 def test_an_interruption_is_130_and_leaves_nothing(small_bundle: Bundle, tmp_path: Path) -> None:
