@@ -6,6 +6,9 @@ import http.client
 import importlib.util
 import json
 import queue
+import shutil
+import subprocess
+import sys
 import wave
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,24 +27,7 @@ SOUNDS = Path("/usr/share/sounds/alsa")
 # The model looks at 32 ms and the 4 ms before them, at 16 kHz.
 STEP, CONTEXT = 512, 64
 CHUNK = 8
-RECIPE = """
-model = "{model}"
-name = "voice"
-targets = ["cpu-x86_64"]
-
-[dim]
-sequence_length = "1..64,opt=1"
-
-[compress]
-precision = "fp32"
-
-[sequences]
-state = {{ h = "hn", c = "cn" }}
-max_sequences = 8
-idle = "30s"
-axis = 0
-chunk = 8
-"""
+EXAMPLES = Path(__file__).resolve().parents[2] / "docs" / "examples"
 
 
 def _model_file() -> Path:
@@ -84,9 +70,11 @@ def _reference(frames: NDArray[np.float32]) -> NDArray[np.float32]:
 
 @pytest.fixture(scope="module")
 def voice(build: Callable[..., dict[str, Any]], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    recipe = tmp_path_factory.mktemp("voice") / "voice.toml"
-    recipe.write_text(RECIPE.format(model=_model_file()))
-    return Path(build("-r", recipe)["path"])
+    folder = tmp_path_factory.mktemp("voice")
+    model = _model_file()
+    shutil.copyfile(model, folder / model.name)
+    shutil.copyfile(EXAMPLES / "voice.toml", folder / "voice.toml")
+    return Path(build("-r", folder / "voice.toml")["path"])
 
 
 @pytest.fixture(scope="module")
@@ -184,6 +172,20 @@ def test_a_whole_sound_comes_back_as_events_while_it_is_heard(server: Any) -> No
     assert [output["shape"] for output in outputs[:-1]] == [[CHUNK]] * (len(events) - 1)
     got = np.concatenate([output["data"] for output in outputs])
     assert np.abs(got - _reference(frames)).max() < 1e-4
+
+
+def test_the_documented_client_prints_when_somebody_speaks(server: Any) -> None:
+    name = "Front_Right.wav"
+    done = subprocess.run(
+        [sys.executable, EXAMPLES / "voice_stream.py", server.address, SOUNDS / name],
+        capture_output=True, text=True, check=True, timeout=60,
+    )  # fmt: skip
+    times = [float(line.split()[0]) for line in done.stdout.splitlines()]
+    # the client has no silence behind the sound
+    steps = len(_frames(name)) - 8000 // STEP
+    spoken = np.flatnonzero(_reference(_frames(name)[:steps]) > 0.5) * STEP / 16000
+    assert len(times) > 20
+    assert np.abs(np.array(times[: len(spoken)]) - spoken[: len(times)]).max() < 0.01
 
 
 def test_predict_begins_a_sequence_for_each_file(
