@@ -143,7 +143,9 @@ def _build_one(
         target.engine.library, cache=plan.cache_dir, wheelhouse=plan.wheelhouse, reporter=reporter
     )
     vendor = vendor_stage(plan, target, reporter=reporter)
-    images = _image_libraries(plan, target, artifact, reporter=reporter)
+    images = _image_libraries(plan, target, artifact, locked, reporter=reporter)
+    kinds = {item.wanted.kind: f"{item.wanted.name} {item.wanted.version}" for item in images}
+    artifact = dataclasses.replace(artifact, facts={**artifact.facts, "image_bodies": kinds})
 
     def bundled(folder: str) -> Bundle:
         (work / folder).mkdir()
@@ -185,9 +187,17 @@ def _build_one(
 
 
 def _image_libraries(
-    plan: Plan, target: Target, artifact: Artifact, *, reporter: Reporter
+    plan: Plan,
+    target: Target,
+    artifact: Artifact,
+    locked: Mapping[str, Any] | None,
+    *,
+    reporter: Reporter,
 ) -> tuple[CarriedImageLibrary, ...]:
-    """Return what decodes photos on the device, for a model that takes them."""
+    """Return what decodes photos on the device, for a model that takes them.
+
+    What a locked build had, this one has to have.
+    """
     from packager.bundle.bodies import takes_photos
     from packager.bundle.image_library import fetch_image_libraries
 
@@ -196,7 +206,7 @@ def _image_libraries(
         return ()
     return fetch_image_libraries(
         target, cache=plan.cache_dir, wheelhouse=plan.wheelhouse, reporter=reporter,
-        must=wanted is True,
+        must=wanted is True or bool((locked or {}).get("image_bodies")),
     )  # fmt: skip
 
 
@@ -265,6 +275,7 @@ def _publish(
             **outcome.lock,
             "exporter": artifact.model.provenance.exporter,
             "batch_rows": artifact.facts["batching"]["rows"],
+            "image_bodies": sorted(artifact.facts["image_bodies"]),
         },
     )
     write_record(
