@@ -517,3 +517,36 @@ def test_a_stream_is_refused_for_the_wrong_host(stateful: Streaming) -> None:
         reply = client.ask("POST", STREAM, body_of(make_signal(4)), {"Host": "evil.example"})
     assert reply.status == 421
     assert stateful.gate.runs == 0
+
+
+def test_rows_of_a_stream_may_be_joined_with_other_requests(
+    small_models: Any, engine_library: Path, tmp_path: Path
+) -> None:
+    rows = {"name": "n", "min": 1, "max": 32, "opt": 1}
+    release = make_release(
+        tmp_path,
+        small_models["mlp"].path,
+        engine_library,
+        [tensor("x", "float32", rows, 64)],
+        [tensor("logits", "float32", rows, 10)],
+        name="gru",
+        batching={"rows": 8, "wait_ms": 0},
+    )
+    x = np.random.default_rng(4).random((20, 64), np.float32)
+
+    def body(part: np.ndarray) -> bytes:
+        told = {"name": "x", "shape": list(part.shape), "datatype": "FP32",
+                "data": part.ravel().tolist()}  # fmt: skip
+        return json.dumps({"inputs": [told]}).encode()
+
+    engine = open_engine(release)
+    with serving(App(release, engine)) as live, live.client() as client, live.client() as other:
+        client.send(request("POST", STREAM, body(x)))
+        reply = other.ask("POST", INFER, body(x[:2]))
+        assert read_head(client)[0] == 200
+        *got, end = read_events(client)
+    engine.close()
+    whole = np.array([event.data["outputs"][0]["data"] for event in got])
+    assert end.data == {"events": 20}
+    assert np.allclose(whole[:2].ravel(), reply.json()["outputs"][0]["data"], atol=1e-5)
+    assert whole.shape == (20, 10)
