@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 
 from runtime.errors import BadRequest
-from runtime.mediatypes import kind_of_file, kind_of_type
+from runtime.mediatypes import BodyForms, kind_of_file, kind_of_type
+from runtime.signature import Signature
+from runtime.tensor import Tensor
 
 ALL = ("image/jpeg", "image/png", "audio/wav", "text/csv", "text/plain")
 
@@ -66,3 +70,27 @@ def test_files_are_known_by_the_end_of_their_names() -> None:
         ("t.npz", None), ("/x.png/t", None), ("png", None),
     ):  # fmt: skip
         assert kind_of_file(name) == kind
+
+
+def test_texts_are_tokenized_within_the_bounds_of_json() -> None:
+    ids = {"name": "ids", "dtype": "int64", "shape": [{"name": "n", "min": 1, "max": 4}, 2]}
+    release = SimpleNamespace(manifest={"bodies": {"text/plain": {}}, "model": {}})
+    seen: list[str] = []
+
+    def tokenize(texts: list[str]) -> dict[str, Tensor]:
+        seen.extend(texts)
+        return {"ids": Tensor("int64", (len(texts), 2), bytes(16 * len(texts)))}
+
+    forms = BodyForms(
+        release, Signature({"inputs": [ids], "outputs": []}), tokenize, most_bytes=64,
+        most_text_bytes=1000,
+    )  # fmt: skip
+    assert forms.choose("application/json; charset=utf-8") is None
+    form = forms.choose("text/plain; charset=utf-8")
+    assert form is not None
+    assert form.most_bytes == 1000
+    request = form.decode("grüß\nyou\n".encode())
+    assert seen == ["grüß", "you"]
+    assert request.feeds["ids"].shape == (2, 2)
+    with pytest.raises(BadRequest, match="5 texts where the model takes 4"):
+        form.decode(b"a\n" * 5)
