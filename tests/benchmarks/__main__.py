@@ -9,7 +9,16 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-NAMES = ("starting", "building", "serving", "grpc_serving", "batching", "saturated", "compressing")
+NAMES = (
+    "starting",
+    "building",
+    "serving",
+    "closed",
+    "grpc_serving",
+    "batching",
+    "saturated",
+    "compressing",
+)
 # Only by name: single passes on one model, and other tools, which take longer.
 OTHERS = (
     "minilm",
