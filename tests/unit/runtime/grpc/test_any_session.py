@@ -25,12 +25,17 @@ BODIES = [
     b'{"data":[1]}',
 ]
 
+KINDS_OF_STEPS = ["request", "data", "reset", "window", "settings", "raw", "time", "drain", "stick"]
+
 
 @st.composite
 def steps(draw: Any) -> tuple[str, Any]:
-    stream = draw(st.sampled_from([1, 3, 5, 7, 9]))
-    kind = draw(st.sampled_from(["request", "data", "reset", "window", "settings", "raw", "time",
-                                 "work", "drain", "stick"]))  # fmt: skip
+    stream = draw(st.sampled_from([1, 3, 5, 7, 9, 21, 31]))
+    kind = draw(st.sampled_from([*["call"] * 6, *["work"] * 2, *KINDS_OF_STEPS]))
+    if kind == "call":
+        body = draw(st.sampled_from(BODIES))
+        cut = draw(st.integers(0, len(body)) | st.just(len(body)))
+        return kind, (draw(st.sampled_from(PATHS[:4])), body[:cut], draw(st.booleans()))
     if kind == "request":
         fields = [
             (":method", draw(st.sampled_from(["POST", "GET"]))), (":scheme", "http"),
@@ -50,7 +55,12 @@ def steps(draw: Any) -> tuple[str, Any]:
 
 
 def take(wire: Wire, kind: str, value: Any) -> None:
-    if kind == "request":
+    if kind == "call":
+        path, body, ends = value
+        kinds = [] if path == "/predict" else [("content-type", KINDS[0]), ("te", "trailers")]
+        stream = wire.begin(path, *kinds, ("authorization", "Bearer word"))
+        wire.connection.data_received(frame(frames.DATA, 1 if ends else 0, stream, body))
+    elif kind == "request":
         stream, fields, ends = value
         block = wire.encoder.encode(fields)
         wire.connection.data_received(frame(frames.HEADERS, 5 if ends else 4, stream, block))
@@ -80,7 +90,7 @@ def take(wire: Wire, kind: str, value: Any) -> None:
         wire.stream.stuck = True
 
 
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(st.lists(steps(), max_size=25))
 def test_nothing_is_raised_and_all_is_given_back(taken):
     guard = Refusing()
