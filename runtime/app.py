@@ -14,26 +14,22 @@ from typing import (
     Optional,
     Sequence,
     Tuple,
-    Union,
 )
 
 from .core import Inference, InferRequest
-from .dtypes import BY_NAME
 from .errors import BadRequest, InputOutputFault, ModelFault
+from .failing import error_answer, fault_answer
 from .framing import Admission
 from .http1 import JSON_TYPE, Answer, Head
 from .inference import InferenceProtocol
-from .jobs import Task, perform
-from .jsontext import dumps
-from .logs import log
+from .jobs import Body, Task, perform
 from .metrics import CONTENT_TYPE, Metrics
 from .plain import PlainProtocol
-from .signature import Signature, TensorSpec
+from .signature import Signature
+from .telling import LIVE, Facts, json_answer
 
 if TYPE_CHECKING:
     from .mediatypes import BodyForm, BodyForms
-
-Body = Union[bytes, bytearray]
 
 # What a request may have where its model sets no limit: strings, or a dimension without a maximum.
 UNBOUNDED_BYTES = 16 << 20
@@ -95,13 +91,12 @@ class App:
         self.version = str(manifest["version"])
         self.ready = False
         self.manifest = manifest
-        self._engine = engine
         # what a model with state takes of its clients is not what its file takes
         self._signature = Signature((manifest.get("sequences") or manifest["model"])["signature"])
         self.inference = Inference(self._signature, engine, name=self.name, version=self.version)
         self.limits = limits or default_limits(manifest, self._signature)
-        self._status: Optional[Callable[[], Dict[str, Any]]] = getattr(engine, "status", None)
-        self.metrics = Metrics(partial(self._info, manifest), self._status)
+        self._facts = Facts(manifest, self._signature, engine)
+        self.metrics = Metrics(self._facts.labels, self._facts.status)
         read_sequence = None
         if manifest.get("sequences"):
             from .sequences import keep_sequences, read_control
@@ -118,15 +113,13 @@ class App:
         self._page: Any = None
         self._streams: Any = None
         self._forms: Optional[BodyForms] = None
-        self._server_metadata = _json_answer(
+        self._server_metadata = json_answer(
             {
                 "name": "edgepack",
                 "version": str(manifest.get("edgepack", "")),
                 "extensions": ["binary_tensor_data"],
             }
         )
-        # an engine that never changes is described once
-        self._model_metadata = None if self._status else _json_answer(self._metadata())
         endpoints = self._endpoints()
         self._paths: Dict[str, _Endpoint] = {
             path: endpoints[name]
@@ -175,9 +168,9 @@ class App:
 
         return {
             "server_metadata": get("server_metadata", lambda _: self._server_metadata),
-            "live": get("live", lambda _: _LIVE, ""),
-            "ready": get("ready", lambda _: self._show_readiness(), ""),
-            "model_metadata": get("model_metadata", lambda _: self._show_metadata()),
+            "live": get("live", lambda _: LIVE, ""),
+            "ready": get("ready", lambda _: self._facts.show_readiness(ready=self.ready), ""),
+            "model_metadata": get("model_metadata", lambda _: self._facts.show_metadata()),
             "metrics": get("metrics", lambda _: self._show_metrics(), "metrics"),
             "openapi": get("openapi", lambda _: self._show_openapi()),
             "page": get("page", lambda _: self._open_page().show(), ""),
@@ -275,7 +268,7 @@ class App:
         return self._page
 
     def _show_page_facts(self) -> Answer:
-        answer: Answer = self._open_page().describe(self._metadata(), ready=self.ready)
+        answer: Answer = self._open_page().describe(self._facts.metadata(), ready=self.ready)
         return answer
 
     def _show_openapi(self) -> Answer:
@@ -301,59 +294,6 @@ class App:
                 message = "there is no version `%s` here" % parts[5][:80]
                 return message, 404, "this server has `%s`" % self.version
         return "there is nothing at `%s`" % path[:80], 404, "see `/v2/models/%s`" % self.name
-
-    def _show_readiness(self) -> Answer:
-        if self._status is None:
-            return _READY if self.ready else _NOT_READY
-        document = {"ready": self.ready, **_describe_status(self._status())}
-        return _json_answer(document, 200 if self.ready else 503)
-
-    def _show_metadata(self) -> Answer:
-        return self._model_metadata or _json_answer(self._metadata())
-
-    def _metadata(self) -> Dict[str, Any]:
-        status = self._status() if self._status else None
-        running = _running(self._engine) if status is None else status["engine"]
-        document = {
-            "name": self.name,
-            "versions": [self.version],
-            "platform": running["name"],
-            "inputs": [_describe(spec) for spec in self._signature.inputs.values()],
-            "outputs": [_describe(spec) for spec in self._signature.outputs.values()],
-            "engine": running["name"],
-            "engine_version": running["version"],
-            "provider": running["provider"],
-            "precision": running["precision"],
-        }
-        if status is not None:
-            document["accelerator"] = _describe_status(status)["accelerator"]
-        return document
-
-    def _info(self, manifest: Mapping[str, Any]) -> Dict[str, Dict[str, str]]:
-        target = str(manifest.get("target", {}).get("name", ""))
-        running = _running(self._engine) if self._status is None else self._status()["engine"]
-        return {
-            "edgepack_model_info": {"name": self.name, "version": self.version, "target": target},
-            "edgepack_engine_info": {
-                "engine": running["name"],
-                "version": running["version"],
-                "provider": running["provider"],
-                "precision": running["precision"],
-            },
-        }
-
-
-def _running(engine: Any) -> Dict[str, str]:
-    return {key: getattr(engine, key) for key in ("name", "version", "provider", "precision")}
-
-
-def _describe_status(status: Mapping[str, Any]) -> Dict[str, Any]:
-    """Return what a client is told of an engine that may change: who answers, and why."""
-    told = {key: status[key] for key in ("wanted", "state", "reason", "notes")}
-    for key in ("progress", "seconds_left", "step"):
-        if key in status:
-            told[key] = status[key]
-    return {"engine": status["engine"]["name"], "accelerator": told}
 
 
 def _plain_protocol(
@@ -427,39 +367,12 @@ def load_app(release: Any, engine: Any) -> App:
     return app
 
 
-def error_answer(error: BadRequest, fields: bytes = JSON_TYPE) -> Answer:
-    """Return the answer that tells a client what was wrong."""
-    document = {"error": error.message if error.hint is None else _with_hint(error)}
-    return Answer(error.status, dumps(document).encode("ascii"), fields + error.fields)
-
-
-def fault_answer(error: Exception) -> Answer:
-    """Return the answer to whatever work on a request raised; a fault of ours is reported."""
-    return error_answer(blame(error))
-
-
-def blame(error: Exception) -> BadRequest:
-    """Return what a client is told of a failure, with its status; a fault of ours is reported."""
-    if isinstance(error, BadRequest):
-        return error
-    if isinstance(error, MemoryError):
-        return BadRequest("there is not enough memory for this request", 503)
-    log.failure(error)
-    return BadRequest(
-        "the model failed" if isinstance(error, ModelFault) else "internal error", 500
-    )
-
-
 def _unquote(path: str) -> str:
     if "%" not in path:
         return path
     from urllib.parse import unquote  # rarely needed, and slow to import
 
     return unquote(path)
-
-
-def _with_hint(error: BadRequest) -> str:
-    return "%s (%s)" % (error.message, error.hint)
 
 
 def _refuse(head: Head, route: str, error: BadRequest, fields: bytes = JSON_TYPE) -> Admission:
@@ -485,20 +398,3 @@ def _header_bytes(head: Head) -> Optional[int]:
 
 def _no_act(_: Body) -> Answer:
     raise AssertionError("a stream is no single answer")
-
-
-def _describe(spec: TensorSpec) -> Dict[str, Any]:
-    return {
-        "name": spec.name,
-        "datatype": BY_NAME[spec.dtype].protocol,
-        "shape": [dim if isinstance(dim, int) else -1 for dim in spec.dims],
-    }
-
-
-def _json_answer(document: Mapping[str, Any], status: int = 200) -> Answer:
-    return Answer(status, dumps(document).encode("ascii"))
-
-
-_LIVE = _json_answer({"live": True})
-_READY = _json_answer({"ready": True})
-_NOT_READY = _json_answer({"ready": False}, 503)

@@ -6,8 +6,8 @@ import time
 from functools import partial
 from typing import TYPE_CHECKING, Any, Callable, Dict, Optional
 
-from .app import error_answer, fault_answer
 from .errors import BadRequest
+from .failing import error_answer, fault_answer
 from .framing import IDLE, IN_BODY, IN_HEAD, Admission, Admissions, Body, BodyBudget, RequestReader
 from .http1 import CONTINUE, Answer, Head, wire
 from .logs import log
@@ -67,7 +67,7 @@ class Shared:
         self.admissions = admissions
         self.budget = budget
         self.metrics = app.metrics
-        self.scheduler = scheduler
+        self.scheduler: Scheduler = scheduler
         self.max_connections = max_connections
         self.http2 = http2
         self.guard = guard
@@ -76,7 +76,7 @@ class Shared:
         self.open_stream: Callable[[Any, Any], Stream] = partial(Stream, loop)
         # HTTP/1.1 and HTTP/2 alike: each has `deadline`, `expire`, `drain` and `abort`
         self.connections: Dict[Any, None] = {}
-        self.draining = False
+        self.draining: bool = False
 
 
 class Connection:
@@ -108,7 +108,7 @@ class Connection:
         self._fresh = shared.http2 is not None  # may still turn out to be HTTP/2
         self._early = b""
         self._stage = IDLE
-        self.deadline = shared.loop.time() + HEAD_TIMEOUT_S
+        self.deadline: float = shared.loop.time() + HEAD_TIMEOUT_S
         self._stream = shared.open_stream(connected, self)
         shared.connections[self] = None
         shared.metrics.connections += 1

@@ -12,9 +12,10 @@ from functools import partial
 from typing import TYPE_CHECKING, Callable, Iterator, Optional, Tuple
 
 from .access import Access, check_exposure
-from .app import PAGE_ROUTES, App, error_answer
+from .app import PAGE_ROUTES, App
 from .connection import IDLE_TIMEOUT_S, Connection, Shared
 from .errors import BadRequest, DeviceError
+from .failing import error_answer
 from .framing import Admission, Admissions, BodyBudget
 from .http1 import Head
 from .listening import handed_socket, listen

@@ -9,9 +9,9 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any, Dict, Iterator, Mapping, NamedTuple, Optional, Protocol
 
-from .app import blame, error_answer
 from .core import InferRequest
 from .errors import BadRequest, Busy
+from .failing import blame, error_answer
 from .http1 import EVENTS_TYPE, Answer, stream_head
 from .inference import NON_FINITE, InferenceProtocol
 from .jobs import Body, Task

@@ -6,8 +6,8 @@ from collections import deque
 from functools import partial
 from typing import TYPE_CHECKING, Any, Callable, Deque, Dict, List, Optional, Tuple
 
-from ..app import error_answer
 from ..errors import BadRequest
+from ..failing import error_answer
 from ..http1 import Answer, Head
 from ..logs import log
 from . import status

@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any, Dict, List, Optional, Tuple
 
-from ..app import error_answer, fault_answer
 from ..errors import BadRequest
+from ..failing import error_answer, fault_answer
 from ..http1 import Answer
 from ..logs import log
 from .calls import BODY_TIMEOUT_S, SLOWEST_BYTES_PER_S

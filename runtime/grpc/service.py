@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any, Callable, Dict, NamedTuple, Optional, Tuple, Union
 
-from ..app import App, blame
+from ..app import App
 from ..dtypes import BY_NAME
 from ..errors import BadRequest
+from ..failing import blame
 from ..jobs import Task
 from ..jsontext import clip
 from . import messages, status
