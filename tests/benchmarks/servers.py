@@ -6,6 +6,7 @@
 The MLP 64-512-512-512-10, one intra-op thread, JSON, 8 keep-alive connections, in turns. FastAPI,
 MLServer, BentoML and LitServe each have an environment of their own under `.cache/peers`, made on
 first use from `peers/requirements-NAME.txt`; each takes the same body, but for LitServe's path.
+MLServer is asked over gRPC as well.
 """
 
 from __future__ import annotations
@@ -21,6 +22,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from tests.benchmarks.figures import Row, print_table
+from tests.benchmarks.grpc_serving import drive as drive_grpc
+from tests.benchmarks.grpc_serving import infer_message
+from tests.benchmarks.grpc_serving import measure as measure_grpc
 from tests.benchmarks.peers import environment
 from tests.benchmarks.serving import (
     LOAD_S,
@@ -54,6 +58,7 @@ class Found:
     rate: float
     memory_mb: float
     start_s: float
+    grpc_us: float = 0.0
 
 
 def main(rows: Sequence[str] = ()) -> None:
@@ -61,12 +66,15 @@ def main(rows: Sequence[str] = ()) -> None:
     names = list(rows or ROWS)
     found: dict[str, list[Found]] = {name: [] for name in names}
     ours: list[tuple[float, float, float]] = []
+    calls: list[float] = []
     with tempfile.TemporaryDirectory() as folder_name:
         folder = Path(folder_name)
         subject, _ = prepare(folder)
         pythons = {name: environment(f"requirements-{name}.txt") for name in names}
         for _ in range(ROUNDS):
             ours.append(measure(subject, json_load(), folder))
+            if "mlserver" in names:
+                calls.append(measure_grpc(subject, "ModelInfer", infer_message())[0])
             for name in names:
                 found[name].append(measure_peer(name, pythons[name], folder, subject))
     cpu_us, rate, memory_mb = (statistics.median(column) for column in zip(*ours, strict=True))
@@ -83,6 +91,14 @@ def main(rows: Sequence[str] = ()) -> None:
             Row(f"{name}, answers per second", statistics.median(o.rate for o in figures), "1/s"),
             Row(f"{name}, memory (PSS)", statistics.median(o.memory_mb for o in figures), "MB"),
             Row(f"{name}, start to first answer", min(o.start_s for o in figures), "s"),
+        ]
+    if calls:
+        mine = statistics.median(calls)
+        theirs = statistics.median(one.grpc_us for one in found["mlserver"])
+        table += [
+            Row("edgepack, CPU per gRPC call", mine, "us"),
+            Row("mlserver, CPU per gRPC call", theirs, "us"),
+            Row("  ours as a part of it", mine / theirs, "x", "0.25"),
         ]
     print_table("servers", table)
 
@@ -107,7 +123,13 @@ def measure_peer(name: str, python: Path, folder: Path, ours: Subject) -> Found:
         answers = drive(port, load, LOAD_S, folder)
         elapsed_s = time.perf_counter() - began
         spent_s = cpu_s(process.pid) - before
-        return Found(spent_s / answers * 1e6, answers / elapsed_s, pss_mb(process.pid), start_s)
+        memory_mb, grpc_us = pss_mb(process.pid), 0.0
+        if name == "mlserver":
+            before = cpu_s(process.pid)
+            called = drive_grpc(port + 1, "ModelInfer", infer_message(), LOAD_S)
+            grpc_us = (cpu_s(process.pid) - before) / called * 1e6
+        per_answer_us = spent_s / answers * 1e6
+        return Found(per_answer_us, answers / elapsed_s, memory_mb, start_s, grpc_us)
     finally:
         os.killpg(process.pid, signal.SIGTERM)
         try:
