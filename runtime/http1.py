@@ -202,7 +202,8 @@ class ChunkedBody:
                     break
             end = data.find(b"\r\n", at, at + _LONGEST_CHUNK_LINE + 2)
             if end < 0:
-                if len(data) - at >= _LONGEST_CHUNK_LINE + 2:
+                # someone who ends lines another way would wait for us for ever
+                if len(data) - at >= _LONGEST_CHUNK_LINE + 2 or b"\n" in data[at:]:
                     raise BadRequest("a chunk's size is not up to eight hexadecimal digits")
                 break
             if self._last:

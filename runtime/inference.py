@@ -279,8 +279,9 @@ def _object(value: object, what: str, keys: "frozenset[str]") -> Dict[str, Any]:
 
 
 def _refuse_sequence(parameters: Mapping[str, Any]) -> None:
-    if parameters.get("sequence_id"):
-        raise BadRequest("the parameter `sequence_id` is not served: the model keeps no state")
+    for name in ("sequence_id", "sequence_start", "sequence_end"):
+        if parameters.get(name):
+            raise BadRequest("the parameter `%s` is not served: the model keeps no state" % name)
 
 
 def _timeout_s(parameters: Mapping[str, Any]) -> Optional[float]:

@@ -88,8 +88,9 @@ class Call:
 
     def end(self) -> None:
         """The request is complete."""
-        if self._message is None:
-            what = "is cut off" if self._buffer or self._missing >= 0 else "is missing"
+        is_cut_off = bool(self._buffer) or self._missing >= 0
+        if self._message is None or is_cut_off:
+            what = "is cut off" if is_cut_off else "is missing"
             self.fail(Failure(status.INVALID_ARGUMENT, "the request's message %s" % what))
             return
         self.expires = self._deadline

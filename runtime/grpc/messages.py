@@ -211,7 +211,8 @@ def read_contents(
                 "`%s` is %s but its values are in `%s`" % (where, datatype, CONTENTS_NAMES[number])
             )
         if width > 0:
-            if kind not in (BYTES, FIXED32, FIXED64) or (end - begin) % width:
+            alone = FIXED32 if width == 4 else FIXED64
+            if kind not in (BYTES, alone) or (end - begin) % width:
                 raise BadRequest("`%s` has values that are not whole numbers of bytes" % where)
             pieces.append(memoryview(body)[begin:end])
             continue

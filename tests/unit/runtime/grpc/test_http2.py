@@ -20,6 +20,7 @@ from runtime.grpc import frames, outgoing
 from runtime.grpc.frames import Fault
 from runtime.grpc.hpack import encode
 from runtime.grpc.http2 import Http2
+from tests.hostile.corpus_http2 import FAULTS
 from tests.unit.runtime.grpc.http2_side import (
     BLOCK,
     FIELDS,
@@ -268,48 +269,9 @@ def test_more_than_the_window_of_a_stream_gives_it_up():
 # --- what a peer must not do
 
 
-@pytest.mark.parametrize(
-    ("data", "code", "said"),
-    [
-        (frame(frames.HEADERS, 4, 2, BLOCK), 1, "odd numbers"),
-        (frame(frames.HEADERS, 4, 0, BLOCK), 1, "odd numbers"),
-        (frame(frames.DATA, 0, 1, b"x"), 1, "has not begun"),
-        (frame(frames.DATA, 0, 0, b"x"), 1, "has not begun"),
-        (frame(frames.DATA, 0, 4, b"x"), 1, "has not begun"),
-        (frame(frames.RST_STREAM, 0, 5, bytes(4)), 1, "has not begun"),
-        (frame(frames.RST_STREAM, 0, 0, bytes(4)), 1, "has not begun"),
-        (frames.window_update(7, 1), 1, "has not begun"),
-        (frames.window_update(0, 0), 1, "opened by nothing"),
-        (frames.window_update(0, (1 << 31) - 1), 3, "too large"),
-        (frame(frames.WINDOW_UPDATE, 0, 0, b"abc"), 6, "4 bytes"),
-        (frame(frames.PING, 0, 0, b"abc"), 6, "8 bytes"),
-        (frame(frames.PING, 0, 1, bytes(8)), 1, "belongs to no stream"),
-        (frame(frames.SETTINGS, 0, 1), 1, "belongs to no stream"),
-        (frame(frames.SETTINGS, 0, 0, b"abc"), 6, "6 bytes"),
-        (frame(frames.SETTINGS, 1, 0, bytes(6)), 6, "no bytes"),
-        (frames.settings((frames.ENABLE_PUSH, 2)), 1, "0 or 1"),
-        (frames.settings((frames.INITIAL_WINDOW_SIZE, 1 << 31)), 3, "too large"),
-        (frames.settings((frames.MAX_FRAME_SIZE, 16383)), 1, "cannot have that size"),
-        (frames.settings((frames.MAX_FRAME_SIZE, 1 << 24)), 1, "cannot have that size"),
-        (frame(frames.PRIORITY, 0, 1, b"abc"), 6, "5 bytes"),
-        (frame(frames.PRIORITY, 0, 0, bytes(5)), 1, "belongs to a stream"),
-        (frame(frames.RST_STREAM, 0, 1, b"abc"), 6, "4 bytes"),
-        (frame(frames.PUSH_PROMISE, 4, 1, bytes(4)), 1, "promise nothing"),
-        (frame(frames.GOAWAY, 0, 1, bytes(8)), 1, "belongs to no stream"),
-        (frame(frames.GOAWAY, 0, 0, bytes(7)), 6, "8 bytes"),
-        (frame(frames.CONTINUATION, 4, 1, BLOCK), 1, "nothing precedes"),
-        (frame(frames.HEADERS, 0, 1, BLOCK) + frame(frames.DATA, 0, 1), 1, "interrupted"),
-        (frame(frames.HEADERS, 0, 1, BLOCK) + frame(9, 4, 3, BLOCK), 1, "interrupted"),
-        (frame(frames.HEADERS, 4, 1, b"\xbe"), 9, "index that does not exist"),
-        (frame(frames.HEADERS, 4 | 8, 1, b"\x09abc"), 1, "longer than its frame"),
-        (frame(frames.HEADERS, 4 | 8, 1, b""), 1, "longer than its frame"),
-        (frame(frames.HEADERS, 4 | 32, 1, b"abc"), 6, "too short"),
-        (frame(frames.HEADERS, 4, 1, BLOCK) + frame(0, 8, 1, b"\x05ab"), 1, "longer than"),
-        (frames.frame_header(16385, 0, 0, 1), 6, "more than 16384 bytes"),
-        (frames.frame_header(16385, 77, 0, 1), 6, "more than 16384 bytes"),
-    ],
-)  # fmt: skip
-def test_a_fault_of_the_peer_ends_the_connection_and_says_why(data, code, said):
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_fault_of_the_peer_ends_the_connection_and_says_why(name):
+    data, code, said = FAULTS[name]
     got, words = Side().goaway(data)
     assert (got, said in words) == (code, True), words
 
