@@ -75,6 +75,7 @@ class OnnxRuntimeEngine:
             os.path.join(release.folder, engine["library"]),
             os.path.join(release.folder, artifact or engine["artifact"]),
             threads=self.threads,
+            keep_pairs=engine.get("keep_pairs") is True,
         )
         self.version = self._session.version
         self.interface = (

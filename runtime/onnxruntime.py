@@ -62,6 +62,8 @@ class Session:
         model: Path of the `.onnx` or `.ort` file.
         threads: Intra-op threads, at least 1; the calling thread is one of them.
         optimization: ONNX Runtime's graph optimization level.
+        keep_pairs: Run QuantizeLinear/DequantizeLinear pairs as they stand: where scales are fp16,
+            1.32 goes wrong in what it makes of them.
 
     Raises:
         TargetMismatch: the library does not fit this machine.
@@ -70,7 +72,13 @@ class Session:
     """
 
     def __init__(
-        self, library: str, model: str, *, threads: int = 1, optimization: int = OPTIMIZE_ALL
+        self,
+        library: str,
+        model: str,
+        *,
+        threads: int = 1,
+        optimization: int = OPTIMIZE_ALL,
+        keep_pairs: bool = False,
     ) -> None:
         self._library = ort = load_library(library)
         self.version = ort.version
@@ -92,6 +100,8 @@ class Session:
                 b"optimization.disable_specified_optimizers",
                 b"FuseFp16InitializerToFp32NodeTransformer",
             )
+            if keep_pairs:
+                ort.call("AddSessionConfigEntry", options, b"session.disable_quant_qdq", b"1")
             self._session = _create_session(ort, model, options)
         finally:
             ort.release("ReleaseSessionOptions", options)

@@ -15,6 +15,7 @@ from packager.bundle.render import render_server
 from packager.bundle.results import make_readable
 from packager.bundle.sequence import client_signature, sequence_fields
 from packager.bundle.serving import runtime_packages, serving_fields
+from packager.checks.latency import keeps_pairs
 from packager.errors import InputOutputError
 from packager.manifest import FORMAT
 from packager.recipe import check_name, check_version, default_sequence
@@ -108,6 +109,7 @@ def assemble(
             "threads": target.threads if recipe.server.threads is None else recipe.server.threads,
             "precision": artifact.precision,
             "scheme": artifact.scheme,
+            **({"keep_pairs": True} if keeps_pairs(artifact.path) else {}),
             **({"parts": {part: path for part, (path, _) in parts.items()}} if parts else {}),
         },
         **_tensorrt(artifact),

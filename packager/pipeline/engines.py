@@ -107,7 +107,8 @@ def _products(parts: Parts, precision: str) -> tuple[str, ...]:
     from packager.backends.tensorrt.nodes import products_in
 
     words = [word for word in ("int8", "fp16", "bf16") if word in precision]
-    return products_in(parts.core, words[0]) if words else ()
+    found = (name for word in words for name in products_in(parts.core, word))
+    return tuple(dict.fromkeys(found))
 
 
 def engine_from_device(

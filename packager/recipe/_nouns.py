@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from packager.recipe._outputs import BoxOutputs, OutputSteps
 
 PRECISIONS = (
-    "auto", "fp32", "fp16", "bf16", "int8", "int8-static", "int8-dynamic", "int8-weights", "int4",
+    "auto", "fp32", "fp16", "bf16", "int8", "int8-static", "int8-static+fp16", "int8-dynamic",
+    "int8-weights", "int4",
 )  # fmt: skip
 OBJECTIVES = ("latency", "size", "balanced")
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from packager.passes.correct_bias import CorrectBias
 from packager.passes.float16 import BFloat16, Float16
+from packager.passes.float16_rest import LEAST_OPSET, Float16Rest
 from packager.passes.fold_scales import FoldScales
 from packager.passes.fuse_attention import FuseAttention
 from packager.passes.fuse_transformer import FuseTransformer
@@ -31,6 +32,8 @@ CLEANED: Final = "cleaned"
 ORIGINAL: Final = "as it came"
 LAYERS_ALONE: Final = "int8-static-layers"
 NEAREST: Final = "int8-static-nearest"
+# At the end of a form's name: what it computes in float it computes in fp16.
+HALF_REST: Final = "+fp16"
 _RAISED: Final = RaiseOpset(least=13)
 
 
@@ -69,6 +72,7 @@ class Form:
             taken, or where nothing is timed the first that does.
         passes: After those of the shape, in order.
         float_layers: Names of layers that go back to float once the passes are through.
+        last: Passes after that.
         base: The form of the table whose passes these are; empty where it is one itself.
         source: The model it starts from: empty for the original, else a training variant's name.
         variant: It refines another form: where it does not apply it is not spoken of.
@@ -80,6 +84,7 @@ class Form:
     shapes: tuple[str, ...] = (CLEANED,)
     passes: tuple[Pass, ...] = ()
     float_layers: tuple[str, ...] = ()
+    last: tuple[Pass, ...] = ()
     base: str = ""
     source: str = ""
     variant: bool = False
@@ -102,7 +107,7 @@ class Form:
 
     def asked_by(self, compression: Compression, target: Target) -> bool:
         """Tell whether a recipe allows this form, or, where it leaves it open, the target does."""
-        asked = compression.precision
+        asked = compression.precision.removesuffix(HALF_REST)
         if asked == "auto":
             # For size alone, what the target runs slowly may do as well.
             return compression.objective == "size" or any(
@@ -121,6 +126,17 @@ class Form:
         """
         name = f"{self.family}-{called}-{len(layers)}"
         return replace(self, name=name, base=self.family, float_layers=layers)
+
+    def with_half_rest(self) -> Form:
+        """Return the form with fp16 in the place of what it computes in float32."""
+        return replace(
+            self,
+            name=f"{self.name}{HALF_REST}",
+            precision=f"{self.precision}{HALF_REST}",
+            base=self.family,
+            last=(RaiseOpset(least=LEAST_OPSET, preferred=LEAST_OPSET), Float16Rest()),
+            rank=0,
+        )
 
     def to_lock(self) -> dict[str, Any]:
         """Return what a lock needs to make the form again."""
@@ -159,10 +175,28 @@ def locked_form(forms: tuple[Form, ...], choice: Mapping[str, Any]) -> Form | No
     shape = str(choice.get("shape"))
     if form is None or (shape not in form.shapes and (form.name, shape) != (PLAIN, ORIGINAL)):
         return None
-    layers, name = choice.get("float_layers", []), str(choice.get("precision"))
-    form = replace(form, shapes=(shape,))
-    if not layers:
-        return form
+    layers, named = choice.get("float_layers", []), str(choice.get("precision"))
+    form, name = replace(form, shapes=(shape,)), named.removesuffix(HALF_REST)
+    if layers:
+        found = _with_layers(form, name, layers)
+        if found is None:
+            return None
+        form = found
+    return form.with_half_rest() if name != named else form
+
+
+def has_half_rest(target: Target) -> bool:
+    """Tell whether a target's engine takes int8 layers beside fp16 ones, typed in the graph."""
+    tensorrt = target.tensorrt
+    return (
+        tensorrt is not None
+        and tensorrt.strongly_typed
+        and tensorrt.max_opset >= LEAST_OPSET
+        and "fp16" in target.precisions
+    )
+
+
+def _with_layers(form: Form, name: str, layers: Any) -> Form | None:
     named = re.fullmatch(rf"{re.escape(form.name)}-[a-z0-9-]{{1,40}}", name)
     if named is None or not isinstance(layers, list) or not all(isinstance(n, str) for n in layers):
         return None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, Final
 
-from packager.search.forms import PLAIN
+from packager.search.forms import HALF_REST, PLAIN
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -69,6 +69,8 @@ def allowed(asked: str, found: Sequence[Candidate], forms: Mapping[str, Form]) -
         return [c for c in passed if forms[c.name].precision == PLAIN]
     if asked != "auto":
         compressed = [c for c in found if forms[c.name].precision != PLAIN]
+        if asked.endswith(HALF_REST):
+            compressed = [c for c in compressed if forms[c.name].precision == asked]
         return [c for c in compressed if c.verdict == "passed"] or [
             c for c in compressed if c.verdict in ("slower", "larger")
         ]

@@ -81,6 +81,17 @@ class Maker:
 
     def make(self, form: Form) -> Made | NotMade:
         """Return the model of a form, or why there is none."""
+        made = self._made_but_for_the_last(form)
+        if isinstance(made, NotMade) or not form.last:
+            return made
+        model, reports = apply(form.last, made.model, self._context)
+        if reports[-1].status != "applied":
+            broken = reports[-1].status == "left out"
+            reason = "; ".join([reports[-1].reason or "nothing changes", *reports[-1].notes])
+            return NotMade(verdict="failed" if broken else "skipped", reason=reason)
+        return dataclasses.replace(made, model=model, notes=(*made.notes, *_notes(reports)))
+
+    def _made_but_for_the_last(self, form: Form) -> Made | NotMade:
         base = self.graph(form.shape, form.source)
         if isinstance(base, NotMade) or not form.passes:
             return base

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 from packager.artifact import LayerChoice
 from packager.passes.graph import constant_sizes
 from packager.passes.revert_layers import quantized_layers
+from packager.search.forms import HALF_REST
 from packager.search.maker import NotMade
 from packager.search.sensitivity import rank_layers
 from packager.search.table import joined
@@ -144,6 +145,7 @@ def layer_choices(
         path: Its file, which tells of float layers that were not ranked.
     """
     why = next((why for called, why in _WHY.items() if f"-{called}-" in form.name), "")
+    left = "fp16" if form.name.endswith(HALF_REST) else "fp32"
     found = []
     for place, layer in enumerate(ranking, start=1):
         choice = LayerChoice(
@@ -158,14 +160,14 @@ def layer_choices(
                 "" if layer.sqnr_db is None else f", {layer.sqnr_db:.1f} dB with it alone in int8"
             )
             reason = joined(why, f"number {place} of {len(ranking)} in sensitivity{heard}")
-            choice = dataclasses.replace(choice, precision="fp32", reason=reason)
+            choice = dataclasses.replace(choice, precision=left, reason=reason)
         found.append(choice)
     known = {layer.name for layer in ranking}
     rest = [name for name in form.float_layers if name not in known]
-    return (*found, *(_unranked(path, rest, why) if path is not None and rest else ()))
+    return (*found, *(_unranked(path, rest, why, left) if path is not None and rest else ()))
 
 
-def _unranked(path: Path, names: Sequence[str], why: str) -> Iterator[LayerChoice]:
+def _unranked(path: Path, names: Sequence[str], why: str, precision: str) -> Iterator[LayerChoice]:
     import onnx
 
     model = onnx.load(path)
@@ -178,6 +180,6 @@ def _unranked(path: Path, names: Sequence[str], why: str) -> Iterator[LayerChoic
             op_type=node.op_type if node is not None else "",
             weights=max((sizes.get(i, 0) for i in node.input), default=0) if node else 0,
             sqnr_db=None,
-            precision="fp32",
+            precision=precision,
             reason=why or "as the lock says",
         )

@@ -12,11 +12,13 @@ from packager.passes.revert_layers import depthwise_convolutions, quantized_laye
 from packager.search.fit import holder_of_weights
 from packager.search.forms import (
     CLEANED,
+    HALF_REST,
     LAYERS_ALONE,
     NEAREST,
     ORIGINAL,
     PLAIN,
     Form,
+    has_half_rest,
     locked_form,
 )
 from packager.search.forms import table as table_of_forms
@@ -83,6 +85,7 @@ class Search:
     def run(self) -> Candidate:
         """Judge the forms that may be asked for and return the best that keeps the budget."""
         asked = self._setting.compression.precision
+        self._check_half_rest(asked)
         tried = [
             f for f in self._table()
             if f.name == PLAIN or self._setting.model.large
@@ -101,6 +104,7 @@ class Search:
         for source in families:
             static = [f for f in tried if f.precision == "int8-static" and f.source == source]
             self._run_static(static, forced=forced)
+        self._try_half_rest(asked)
         if self._left_untried:
             self._setting.reporter.note("the budget of time or evaluations ended the search")
         return self._settle(asked)
@@ -180,6 +184,28 @@ class Search:
         kinds = {node.name: node.op_type for node in made.reference.graph.node}
         if len(layers) > _FIRST * _FIRST and all(kinds[n] == "Conv" for n in layers[:_FIRST]):
             self._try(form.with_float(layers[:_FIRST], "first"), forced=True)
+
+    def _try_half_rest(self, asked: str) -> None:
+        """Judge the best int8 form with fp16 between its layers, where the engine has that."""
+        asks = asked in ("auto", "int8") or asked.endswith(HALF_REST)
+        if not asks or not has_half_rest(self._setting.target):
+            return
+        kept = [
+            self._forms[c.name] for c in self._found.values()
+            if c.verdict in _KEPT and self._forms[c.name].precision == "int8-static"
+        ]  # fmt: skip
+        if kept and self._may_go_on():
+            nearest = min(kept, key=lambda f: loss_of(self._found[f.name]))
+            self._try(nearest.with_half_rest(), forced=True)
+
+    def _check_half_rest(self, asked: str) -> None:
+        target = self._setting.target
+        if asked.endswith(HALF_REST) and not has_half_rest(target):
+            raise UsageError(
+                f"`{target.name}` has no engine that takes int8 layers beside fp16 ones as the "
+                "graph is typed: TensorRT 10 and TensorRT-RTX do",
+                hint=f"ask for `--precision {asked.removesuffix(HALF_REST)}`",
+            )
 
     def _try_without_depthwise(self, form: Form) -> None:
         """Judge a form with its depthwise convolutions in float, where the form is the fastest.

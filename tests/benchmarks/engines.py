@@ -119,7 +119,7 @@ def build_engine(
     from packager.pipeline.cache import StageCache
     from packager.pipeline.engines import engine_stage
     from packager.recipe import Compression, Recipe
-    from packager.search.forms import table
+    from packager.search.forms import HALF_REST, table
     from packager.target import find_target
 
     target = find_target(TARGET)
@@ -128,8 +128,11 @@ def build_engine(
     context = PassContext(
         target=target, samples=samples, probes=[samples[0]], workdir=folder, reporter=Silent()
     )
-    (chosen,) = (f for f in table(Compression(), tensorrt=True) if f.name == form)
-    made, reports = apply((CleanUp(), *chosen.passes), onnx.load(model.path), context)
+    plain = form.removesuffix(HALF_REST)
+    (chosen,) = (f for f in table(Compression(), tensorrt=True) if f.name == plain)
+    chosen = chosen if plain == form else chosen.with_half_rest()
+    steps = (CleanUp(), *chosen.passes, *chosen.last)
+    made, reports = apply(steps, onnx.load(model.path), context)
     if any(report.status == "left out" for report in reports):
         raise RuntimeError(f"a pass was left out: {reports}")
     path = folder / "candidate.onnx"
@@ -226,7 +229,7 @@ def _resnet50(most_rows: int = 1) -> Subject:
         },
         samples=samples,
         # Rounding to the data changes values, not sizes, and takes minutes on 25 million weights.
-        forms=("fp32", "fp16", "int8-static-nearest"),
+        forms=("fp32", "fp16", "int8-static-nearest", "int8-static-nearest+fp16"),
     )
 
 
@@ -242,7 +245,7 @@ def _efficientnet() -> Subject:
         title="EfficientNet-Lite0",
         recipe={"model": f"{EXAMPLE}:make_model", "name": "efficientnet-lite0"},
         samples=samples,
-        forms=("fp32", "fp16", "int8-static"),
+        forms=("fp32", "fp16", "int8-static", "int8-static+fp16"),
     )
 
 
@@ -260,11 +263,11 @@ def _minilm() -> Subject:
         title="MiniLM, 1 to 8 texts of 1 to 128 tokens, two profiles",
         recipe={"model": f"{MODULE}:make_model", "name": "minilm"},
         samples=samples,
-        forms=("fp32", "fp16", "int8-static"),
+        forms=("fp32", "fp16", "int8-static", "int8-static+fp16"),
     )
 
 
-_SUBJECTS: Final = {
+_SUBJECTS: Final[dict[str, Callable[[], Subject]]] = {
     "resnet50": _resnet50, "resnet50-batches": partial(_resnet50, 32),
     "efficientnet": _efficientnet, "minilm": _minilm,
 }  # fmt: skip
