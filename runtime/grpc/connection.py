@@ -105,6 +105,8 @@ class GrpcConnection:
     def eof_received(self) -> bool:
         """Keep the way back open while there is something to answer."""
         self._ended = True
+        for exchange in [item for item in self.http2.streams.values() if not item.ended]:
+            self.give_up(exchange)  # the rest of it cannot come any more
         return bool(self.http2.streams) and not self._closing
 
     def pause_writing(self) -> None:

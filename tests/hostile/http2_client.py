@@ -55,8 +55,15 @@ class Ending:
 class Http2Client:
     """One connection; every wait has an end."""
 
-    def __init__(self, port: int, *, timeout_s: float = 15.0, early: bytes | None = None) -> None:
-        self.socket = socket.create_connection(("127.0.0.1", port), timeout=timeout_s)
+    def __init__(
+        self,
+        port: int,
+        *,
+        timeout_s: float = 15.0,
+        early: bytes | None = None,
+        connected: socket.socket | None = None,
+    ) -> None:
+        self.socket = connected or socket.create_connection(("127.0.0.1", port), timeout_s)
         self._decoder = Decoder()
         self._buffer = b""
         self.send(frames.PREFACE + frames.settings() if early is None else early)
