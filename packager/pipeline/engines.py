@@ -39,6 +39,7 @@ def engine_stage(
     work: Path,
     reporter: Reporter,
     ahead: bool = True,
+    carries_vendor: bool = False,
 ) -> Artifact:
     """Return the artifact with what its target's TensorRT needs; any other target's as it is.
 
@@ -50,6 +51,7 @@ def engine_stage(
         work: A folder that is gone afterwards.
         reporter: Is told what was found.
         ahead: Build the engine here where the target's can be; else a reference device does.
+        carries_vendor: The user wants NVIDIA's libraries in bundles of targets that can have them.
 
     Raises:
         ModelUnsupported: the graph holds what TensorRT neither runs nor can leave to the CPU.
@@ -63,9 +65,12 @@ def engine_stage(
     from packager.backends.tensorrt.preflight import preflight
     from packager.backends.tensorrt.profiles import profiles_of
     from packager.backends.tensorrt.recipe import engine_recipe
+    from packager.backends.tensorrt.vendor_libraries import carried_pythons
     from packager.passes.inputs import made_up
 
     reporter.stage(f"fit to {target.tensorrt.module} {target.tensorrt.version}")
+    rtx = target.tensorrt.module == "tensorrt_rtx"
+    carried = carried_pythons(target) if carries_vendor and rtx else ()
     folder = work / "tensorrt"
     folder.mkdir()
     samples = list(made_up(artifact.signature, recipe, _SAMPLES, recipe.seed))
@@ -82,7 +87,8 @@ def engine_stage(
         options=recipe.tensorrt,
         artifact=_CORE,
         artifact_sha256=sha256_file(parts.core),
-        needs=needs(target.tensorrt, target.jetpack),
+        needs=needs(target.tensorrt, target.jetpack, carried),
+        carried_pythons=carried,
         products=_products(parts, artifact.precision),
     )
     facts = {
@@ -92,7 +98,7 @@ def engine_stage(
         "profiles": table["profiles"],
     }
     artifact = dataclasses.replace(artifact, parts=parts, tensorrt=table)
-    if target.tensorrt.module == "tensorrt_rtx" and ahead:
+    if rtx and ahead:
         reporter.stage(f"build the engine for {target.name}")
         engine, measured = build_ahead(
             table, parts.core, target.tensorrt, cache=cache, workdir=folder, reporter=reporter
@@ -151,8 +157,8 @@ def vendor_stage(plan: Plan, target: Target, *, reporter: Reporter) -> list[Entr
     from packager.backends.tensorrt.vendor_libraries import vendor_terms
     from packager.bundle.vendor import vendor_entries
 
-    for sentence in vendor_terms(target):
-        reporter.note(sentence)
+    for what, why in vendor_terms(target):
+        reporter.note(f"{what}: {why}")
     return vendor_entries(
         target, cache=plan.cache_dir, wheelhouse=plan.wheelhouse, reporter=reporter
     )

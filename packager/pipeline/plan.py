@@ -188,7 +188,12 @@ def make_plan(
         cache_dir=cache_dir,
         lock_file=lock_file,
         wheelhouse=wheelhouse,
-        steps={target.name: tuple(plan_steps(recipe, target, lock_file)) for target in found},
+        steps={
+            target.name: tuple(
+                plan_steps(recipe, target, lock_file, vendor_libraries=vendor_libraries)
+            )
+            for target in found
+        },
         command=command,
         engine_on=engine_on,
         vendor_libraries=vendor_libraries,

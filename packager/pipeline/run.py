@@ -129,7 +129,7 @@ def _build_one(
     )  # fmt: skip
     artifact = engine_stage(
         artifact, target=target, recipe=recipe, cache=cache, work=work, reporter=reporter,
-        ahead=plan.engine_on is None,
+        ahead=plan.engine_on is None, carries_vendor=plan.vendor_libraries,
     )  # fmt: skip
     batching = batching_stage(
         artifact, recipe=recipe, target=target, locked=locked, reporter=reporter

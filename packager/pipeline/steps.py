@@ -20,13 +20,16 @@ class Step:
     reason: str
 
 
-def plan_steps(recipe: Recipe, target: Target, lock_file: Path | None) -> list[Step]:
+def plan_steps(
+    recipe: Recipe, target: Target, lock_file: Path | None, *, vendor_libraries: bool = False
+) -> list[Step]:
     """Return what will be done for a target, in order.
 
     Args:
         recipe: What the user wants.
         target: What it is built for.
         lock_file: A lock whose choices are repeated.
+        vendor_libraries: NVIDIA's libraries are carried along, where there are such.
     """
     library, scheme = target.engine.library, target.quantization
     steps = [_import_step(recipe)]
@@ -38,7 +41,7 @@ def plan_steps(recipe: Recipe, target: Target, lock_file: Path | None) -> list[S
     steps.append(Step("scheme", kinds + ", 7 bits" * scheme.reduce_range, scheme.why))
     package = f"{library.package} {library.version}, sha-256 {library.wheel_sha256[:12]}…"
     steps.append(Step("engine", f"{target.engine.name} {target.engine.version}", package))
-    steps += _tensorrt_steps(recipe, target)
+    steps += _tensorrt_steps(recipe, target, vendor_libraries=vendor_libraries)
     for cpu in target.emulators:
         why = "the answers must be the same on every CPU of this target"
         steps.append(Step("check", f"self-test under an emulated {cpu}", why))
@@ -50,7 +53,7 @@ def plan_steps(recipe: Recipe, target: Target, lock_file: Path | None) -> list[S
     return steps
 
 
-def _tensorrt_steps(recipe: Recipe, target: Target) -> list[Step]:
+def _tensorrt_steps(recipe: Recipe, target: Target, *, vendor_libraries: bool) -> list[Step]:
     engine = target.tensorrt
     if engine is None:
         return []
@@ -67,6 +70,12 @@ def _tensorrt_steps(recipe: Recipe, target: Target) -> list[Step]:
     if recipe.tensorrt.dla_core >= 0:
         why = "named by the recipe; the GPU does what it cannot"
         steps.append(Step("tensorrt", f"DLA core {recipe.tensorrt.dla_core}", why))
+    if vendor_libraries and engine.module == "tensorrt_rtx":
+        from packager.backends.tensorrt.vendor_libraries import vendor_terms
+
+        (what, how), *terms = vendor_terms(target)
+        steps.append(Step("vendor", what, how))
+        steps += [Step("licence", term, why) for term, why in terms]
     return [*steps, *(Step("uncertain", target.name, why) for why in engine.uncertain)]
 
 
@@ -84,6 +93,8 @@ def _import_step(recipe: Recipe) -> Step:
 def _compress_steps(recipe: Recipe, target: Target, lock_file: Path | None) -> list[Step]:
     if lock_file is not None:
         return [Step("compress", "as locked", f"`{lock_file}`")]
+    from packager.search.forms import HALF_REST, has_half_rest
+
     compression = recipe.compress
     steps = [_budget_step(recipe)]
     if recipe.train.prune or recipe.train.function is not None:
@@ -102,6 +113,8 @@ def _compress_steps(recipe: Recipe, target: Target, lock_file: Path | None) -> l
         else:
             why = f"calibrated on `{recipe.calibration.word}`"
             steps.append(Step("compress", "int8-static", why))
+            if has_half_rest(target):
+                steps.append(Step("compress", f"int8-static{HALF_REST}", "the rest in fp16"))
     if "fp16" in target.precisions:
         why = "operators whose range demands it stay fp32"
         steps.append(Step("compress", "fp16", why))

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from packager.target import TensorRT
 
 # The device has the same table, as it imports nothing of ours: runtime/nvidia/obstacles.py.
@@ -13,15 +15,18 @@ MINIMUM_DRIVERS: Final = {11: "450.80.02", 12: "525.60.13", 13: "580.65.06"}
 _FIRST_SBSA_JETPACK: Final = 7
 
 
-def needs(tensorrt: TensorRT, jetpack: str) -> list[str]:
+def needs(tensorrt: TensorRT, jetpack: str, carried_pythons: Sequence[str] = ()) -> list[str]:
     """Return what a device of the target must have, for people who set it up.
 
     Args:
         tensorrt: The target's.
         jetpack: The resolved JetPack, as `6.2`; empty for another device than a Jetson.
+        carried_pythons: CPythons that the bundle brings TensorRT-RTX and CUDA's runtime for.
     """
     gpu = f"an NVIDIA GPU of compute capability {' or '.join(tensorrt.compute_capabilities)}"
-    return [gpu, *(_of_jetson(tensorrt, jetpack) if jetpack else _of_server(tensorrt))]
+    if jetpack:
+        return [gpu, *_of_jetson(tensorrt, jetpack)]
+    return [gpu, *_of_server(tensorrt, carried_pythons)]
 
 
 def _of_jetson(tensorrt: TensorRT, jetpack: str) -> list[str]:
@@ -38,7 +43,7 @@ def _of_jetson(tensorrt: TensorRT, jetpack: str) -> list[str]:
     ]
 
 
-def _of_server(tensorrt: TensorRT) -> list[str]:
+def _of_server(tensorrt: TensorRT, carried_pythons: Sequence[str]) -> list[str]:
     major = _major(tensorrt.cuda)
     minimum = MINIMUM_DRIVERS.get(major)
     driver = f"{minimum} or later" if minimum else "its version"
@@ -51,8 +56,12 @@ def _of_server(tensorrt: TensorRT) -> list[str]:
     # TensorRT-RTX's own packages do not bring CUDA's runtime; since CUDA 13 its name has no suffix.
     runtime = "nvidia-cuda-runtime" if major >= 13 else f"nvidia-cuda-runtime-cu{major}"
     library = f"libcudart.so.{'11.0' if major == 11 else major}"
+    needed = f"the NVIDIA driver {driver}, for CUDA {major}"
+    if carried_pythons:
+        pythons = f"CPython {carried_pythons[0]} to {carried_pythons[-1]}"
+        return [needed, f"{pythons}: the bundle brings {name} and CUDA's runtime for these"]
     return [
-        f"the NVIDIA driver {driver}, for CUDA {major}",
+        needed,
         f"{version}, in the Python that runs the bundle: `python3 -m pip install {packages}`",
         f"CUDA's runtime, {library}: `python3 -m pip install '{runtime}=={major}.*'`",
     ]

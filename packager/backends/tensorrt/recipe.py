@@ -33,6 +33,7 @@ def engine_recipe(
     artifact_sha256: str,
     needs: Sequence[str],
     products: Sequence[str] = (),
+    carried_pythons: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Return `manifest["tensorrt"]`, without engines.
 
@@ -46,6 +47,7 @@ def engine_recipe(
         needs: What the device must have, a sentence each.
         products: Convolutions and matrix products that the graph has in the precision asked for:
             the device looks whether its engine computes them so.
+        carried_pythons: CPythons that the bundle brings TensorRT-RTX for.
 
     Raises:
         TargetError: an accelerator that the target does not have.
@@ -82,6 +84,7 @@ def engine_recipe(
         "cuda_graphs": options.cuda_graphs,
         "needs": list(needs),
         "products": list(products),
+        **({"carried_pythons": list(carried_pythons)} if carried_pythons else {}),
         "engines": [],
     }  # fmt: skip
 

@@ -23,17 +23,17 @@ MODULE_SOURCE: Final = (
     b"from tensorrt_rtx_bindings import *  # noqa: F403\n"
     b"from tensorrt_rtx_bindings import __version__ as __version__\n"
 )
+# What is chosen, or asked of the user, and why.
 _TERMS: Final = (
     (
-        "section 12.1 of NVIDIA's licence agreement, which lies in `licenses/`, lets libraries be "
-        "passed on only in binary form, as part of a product with functions of its own, and to "
-        "licensees who are bound as strictly"
+        "passed on in binary form, inside a product, to licensees bound as strictly",
+        "section 12.1 of NVIDIA's licence agreement, which travels along in `licenses/`",
     ),
     (
-        "that section names libnvinfer and libnvinfer_plugin, and neither TensorRT-RTX's libraries "
-        "nor its Python bindings: ask NVIDIA before such a bundle leaves your organisation"
+        "ask NVIDIA before such a bundle leaves your organisation",
+        "that section names libnvinfer alone, neither TensorRT-RTX's libraries nor its bindings",
     ),
-    "the device still needs NVIDIA's driver, which brings libcuda.so.1",
+    ("NVIDIA's driver is the device's own", "libcuda.so.1 is a part of it"),
 )
 _SCHEMA: Final = 1
 _MIB: Final = 1 << 20
@@ -84,21 +84,24 @@ def carried_pythons(target: Target) -> tuple[str, ...]:
     return tuple(f"3.{number}" for number in numbers)
 
 
-def vendor_terms(target: Target) -> tuple[str, ...]:
-    """Return what the plan says of the files: how many, and what their licence asks, in sentences.
+def vendor_terms(target: Target) -> tuple[tuple[str, str], ...]:
+    """Return the plan's steps on the files: what is carried, and what their licence asks.
 
     A reading of NVIDIA's text, which travels along, and no legal advice.
+
+    Returns:
+        (what, why) of each, the files first.
+
+    Raises:
+        TargetError: the target has no TensorRT that can be carried.
     """
     files = vendor_files(target)
     packages = sorted({f"{file.library.package} {file.library.version}" for file in files})
     unpacked = sum(file.library.member_size for file in files)
     pythons = carried_pythons(target)
-    carried = (
-        f"NVIDIA's libraries are carried along: {', '.join(packages)}; "
-        f"{unpacked // _MIB} MiB once unpacked, with bindings for CPython "
-        f"{pythons[0]} to {pythons[-1]}"
-    )
-    return (carried, *_TERMS)
+    size = f"{unpacked // _MIB} MiB once unpacked, bindings for CPython"
+    carried = f"{', '.join(packages)}: {size} {pythons[0]} to {pythons[-1]}"
+    return ((carried, "`--vendor-libraries`; by digest, from NVIDIA's own packages"), *_TERMS)
 
 
 def _carriable(target: Target) -> TensorRT:

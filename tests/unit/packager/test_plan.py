@@ -52,6 +52,29 @@ def test_the_recipe_beside_the_model_is_found_and_options_win(tmp_path: Path) ->
     assert plan.bundle_path(plan.targets[0]) == tmp_path / "dist/kept-3.1-cpu-x86_64.edgepack"
 
 
+def test_the_terms_of_carried_libraries_are_steps_of_the_plan(tmp_path: Path) -> None:
+    plan = _plan(tmp_path, targets=["rtx-ada"], vendor_libraries=True)
+    said = {step.choice: step.reason for step in plan.steps["rtx-ada"] if step.stage == "licence"}
+    assert "ask NVIDIA before such a bundle leaves your organisation" in said
+    (carried,) = (step for step in plan.steps["rtx-ada"] if step.stage == "vendor")
+    assert "tensorrt_rtx" in carried.choice.replace("-", "_")
+    assert "CPython 3.8 to 3.13" in carried.choice
+    text = "\n".join(plan.to_text())
+    assert "section 12.1 of NVIDIA's licence agreement" in text
+    without = _plan(tmp_path, targets=["rtx-ada"]).steps["rtx-ada"]
+    assert not {"vendor", "licence"} & {step.stage for step in without}
+
+
+def test_int8_beside_fp16_is_a_step_where_the_engine_has_it(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    given = {"targets": ["rtx-ada", "jetson-agx-xavier"], "calibration": str(tmp_path / "data")}
+    steps = _plan(tmp_path, **given).steps
+    choices = {name: [step.choice for step in found] for name, found in steps.items()}
+    assert "int8-static+fp16" in choices["rtx-ada"]
+    (other,) = (name for name in choices if name != "rtx-ada")
+    assert "int8-static+fp16" not in choices[other]
+
+
 def test_every_step_has_a_choice_and_a_reason(tmp_path: Path) -> None:
     steps = _plan(tmp_path).steps["cpu-x86_64"]
     assert [step.stage for step in steps] == [

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from packager.backends.tensorrt import vendor_libraries as module
+from packager.backends.tensorrt.needs import needs
 from packager.backends.tensorrt.vendor_libraries import (
     MODULE_SOURCE,
     carried_pythons,
@@ -67,11 +68,25 @@ def test_every_file_is_of_the_target_s_processor_and_of_the_version_it_names() -
 
 
 def test_the_plan_says_what_the_licence_asks() -> None:
-    text = "\n".join(vendor_terms(find_target("rtx-ada")))
-    assert "258 MiB once unpacked, with bindings for CPython 3.8 to 3.13" in text
-    assert "section 12.1" in text
-    assert "ask NVIDIA before such a bundle leaves your organisation" in text
-    assert "libcuda.so.1" in text
+    (carried, how), *terms = vendor_terms(find_target("rtx-ada"))
+    assert carried.endswith(": 258 MiB once unpacked, bindings for CPython 3.8 to 3.13")
+    assert "`--vendor-libraries`" in how
+    said = dict(terms)
+    assert "ask NVIDIA before such a bundle leaves your organisation" in said
+    assert any("section 12.1" in why for why in said.values())
+    assert any("libcuda.so.1" in why for why in said.values())
+
+
+def test_what_is_carried_is_not_asked_of_the_device() -> None:
+    target = find_target("rtx-ada")
+    assert target.tensorrt is not None
+    asked = needs(target.tensorrt, "")
+    carried = needs(target.tensorrt, "", carried_pythons(target))
+    assert len(asked) == 4
+    assert carried == [
+        *asked[:2],
+        "CPython 3.8 to 3.13: the bundle brings TensorRT-RTX and CUDA's runtime for these",
+    ]
 
 
 @pytest.mark.parametrize(
