@@ -23,7 +23,8 @@ NON_FINITE = b"X-Non-Finite: 1\r\n"
 BINARY_TYPE = b"Content-Type: application/octet-stream\r\n"
 MAX_ID_CHARACTERS = 1024
 _MAX_OUTPUT_STARTS = 64
-_REQUEST_KEYS = frozenset(("id", "parameters", "inputs", "outputs"))
+# the first two are what the address says; KServe's client repeats the name
+_REQUEST_KEYS = frozenset(("model_name", "model_version", "id", "parameters", "inputs", "outputs"))
 _INPUT_KEYS = frozenset(("name", "shape", "datatype", "parameters", "data"))
 _OUTPUT_KEYS = frozenset(("name", "parameters"))
 # parameters that would change the answer if they were known here
@@ -51,6 +52,7 @@ class InferenceProtocol:
         self._signature = signature
         self._read_sequence = read_sequence or _refuse_sequence
         self._writer = Writer()
+        self._model = {"model_name": name, "model_version": version}
         self._start = '{"model_name":%s,"model_version":%s' % (dumps(name), dumps(version))
         self._output_starts: Dict[Tuple[object, ...], str] = {}
         self._flat_floats = FlatFloats(signature)
@@ -163,6 +165,9 @@ class InferenceProtocol:
     def _rest(self, document: Mapping[str, Any], feeds: Dict[str, Tensor]) -> InferRequest:
         """Return the request with what it has besides inputs."""
         fields = _object(document, "the request", _REQUEST_KEYS)
+        for key, served in self._model.items():
+            if fields.get(key, served) != served:
+                raise BadRequest("`%s` is another than the address names" % key)
         request_id = fields.get("id")
         if request_id is not None and (
             type(request_id) is not str or len(request_id) > MAX_ID_CHARACTERS
@@ -273,7 +278,7 @@ def _object(value: object, what: str, keys: "frozenset[str]") -> Dict[str, Any]:
     if not value.keys() <= keys:
         odd = sorted(value.keys() - keys)[0]
         raise BadRequest(
-            "%s has no `%s`" % (what, clip(odd)), hint="it has " + ", ".join(sorted(keys))
+            "%s takes no `%s`" % (what, clip(odd)), hint="it takes " + ", ".join(sorted(keys))
         )
     return value
 

@@ -207,6 +207,17 @@ def test_a_wish_that_cannot_be_met_is_refused(
         ask(several, {"inputs": several_inputs(), **change})
 
 
+def test_a_body_may_repeat_which_model_it_is_for_and_not_name_another(several: App) -> None:
+    # as KServe's client does
+    request = {"inputs": several_inputs(), "model_name": several.name, "model_version": "1.2.0"}
+    ask(several, request)
+    for key in ("model_name", "model_version"):
+        with pytest.raises(BadRequest, match=f"`{key}` is another than the address names"):
+            ask(several, {**request, key: "nope"})
+    with pytest.raises(BadRequest, match="the request takes no `models`"):
+        ask(several, {"inputs": several_inputs(), "models": 1})
+
+
 def test_equal_dimensions_have_to_be_equal(several: App) -> None:
     inputs = several_inputs()
     inputs[2] |= {"shape": [2, 3], "data": [[3, 2, 1]] * 2}
