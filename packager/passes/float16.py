@@ -88,7 +88,7 @@ class BFloat16:
     def requires(self, model: Any, context: PassContext) -> str | None:
         """Need a float32 model, and an engine with bf16 kernels."""
         if context.target.engine.name == "onnxruntime":
-            return f"{context.target.name} runs ONNX Runtime on the CPU, which has no bf16 kernels"
+            return "the target runs ONNX Runtime on the CPU, which has no bf16 kernels"
         if opset_of(model) < _BF16_OPSET and op_types(model) & {"Conv", "ConvTranspose"}:
             return f"convolutions know bf16 from opset {_BF16_OPSET} on, this is {opset_of(model)}"
         return _refusal(model)

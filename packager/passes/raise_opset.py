@@ -31,7 +31,7 @@ class RaiseOpset:
         if opset >= self.least:
             return f"the model has opset {opset}"
         if context.target.engine.max_opset < self.least:
-            return f"{context.target.name} reads opset {context.target.engine.max_opset} at most"
+            return f"the target reads opset {context.target.engine.max_opset} at most"
         return None
 
     def run(self, model: Any, context: PassContext) -> PassResult:

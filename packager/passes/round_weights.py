@@ -50,7 +50,7 @@ class RoundWeights:
     def requires(self, model: Any, context: PassContext) -> str | None:
         """Need what the quantizer needs, and a target whose weights are int8."""
         if context.target.quantization.weight != "int8":
-            return f"{context.target.name} wants {context.target.quantization.weight} weights"
+            return f"the target wants {context.target.quantization.weight} weights"
         return self.quantizer.requires(model, context)
 
     def run(self, model: Any, context: PassContext) -> PassResult:

@@ -71,7 +71,7 @@ def compress_stage(
                 _search_data(recipe, model, data, trained),
                 recipe.compress,
                 locked=locked,
-                threads=target.threads,
+                threads=0 if target.tensorrt is not None else target.threads,
                 workdir=search,
                 reporter=reporter,
                 seed=recipe.seed,
@@ -110,12 +110,7 @@ def search_key(
         model=" ".join(map(sha256_file, model.files)),
         signature=model.signature.to_json(),
         quantized=model.quantized,
-        arch=target.arch,
-        engine=target.engine,
-        tensorrt=target.tensorrt is not None,
-        precisions=target.precisions,
-        scheme=target.quantization,
-        threads=target.threads,
+        target=_what_counts(target, model),
         calibration=_digest(data.calibration),
         evaluation=_digest(data.evaluation),
         processing=content_form(
@@ -127,6 +122,35 @@ def search_key(
         locked=locked,
         host=host_level(),
     )
+
+
+def _what_counts(target: Target, model: Model) -> dict[str, Any]:
+    """Return what a search's outcome depends on of its target.
+
+    Nothing is timed for a target with TensorRT, so its processor, its threads and the release of
+    its engines do not count, and such targets may have one search in common; nor does an opset that
+    nothing is raised to.
+    """
+    from packager.passes.float16_rest import LEAST_OPSET
+    from packager.search.forms import has_half_rest
+
+    if target.tensorrt is None:
+        return {
+            "arch": target.arch,
+            "engine": target.engine,
+            "precisions": target.precisions,
+            "scheme": target.quantization,
+            "threads": target.threads,
+        }
+    scheme = dataclasses.asdict(target.quantization)
+    del scheme["why"]
+    return {
+        "engine": target.engine.name,
+        "reads_opset": min(target.engine.max_opset, max(model.opset, LEAST_OPSET)),
+        "half_rest": has_half_rest(target),
+        "precisions": target.precisions,
+        "scheme": scheme,
+    }
 
 
 def _search_data(recipe: Recipe, model: Model, data: Data, trained: Trained) -> SearchData:
