@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import faulthandler
@@ -20,6 +21,8 @@ from .carried import use_carried
 from .messages import Journal
 from .progress import Step
 from .request import BuildRequest, model_bytes, read_request
+from .room import check_limit
+from .standstill import GPU_S, RTX_S, Watch
 from .vendor import load_vendor
 
 ENGINE = "engine"
@@ -57,11 +60,20 @@ def run_build(request_path: str, out_dir: str) -> None:
     Raises:
         DeviceError: TensorRT is missing, the request cannot be, or the build failed.
     """
-    say = _take_standard_output()
+    write = _take_standard_output()
     faulthandler.enable()
-    _limit(os.environ.get(LIMITS, ""))
+    limits = _limit(os.environ.get(LIMITS, ""))
+    memory_mib = int(limits["memory_mib"]) if "memory_mib" in limits else None
+    watches: List[Watch] = []
+
+    def say(fields: Mapping[str, Any]) -> None:
+        with contextlib.ExitStack() as stack:
+            for watch in watches:
+                stack.enter_context(watch.waiting())
+            write(fields)
+
     try:
-        report = _build(request_path, out_dir, say)
+        report = _build(request_path, out_dir, say, memory_mib, watches)
     except OSError as fault:
         full = fault.errno == errno.ENOSPC
         problem = BuildFailed(
@@ -80,20 +92,34 @@ def run_build(request_path: str, out_dir: str) -> None:
     except DeviceError as fault:
         _say_error(say, fault)
         raise
+    finally:
+        for watch in watches:
+            watch.stop()
     say({"report": report})
 
 
-def _build(request_path: str, out_dir: str, say: Say) -> str:
+def _build(
+    request_path: str,
+    out_dir: str,
+    say: Say,
+    memory_mib: Optional[int],
+    watches: List[Watch],
+) -> str:
     from .fingerprint import digest as fingerprint_of
     from .fingerprint import hard_facts
 
     request = read_request(request_path)
-    model_bytes(request)
+    size = model_bytes(request)
+    if memory_mib is not None:
+        check_limit(memory_mib, size, request.module)
     _check_digest(request)
     use_carried(request.folder)
     vendor = load_vendor(request.module, wanted=request.version)
     os.makedirs(out_dir, exist_ok=True)
     journal = Journal(write=_log)
+    after_s = RTX_S if vendor.is_rtx else GPU_S
+    watches.append(Watch(after_s, lambda: _end(say, after_s, memory_mib, journal)))
+    watches[0].start()
     started = time.monotonic()
     result = build_engine(
         vendor,
@@ -129,6 +155,19 @@ def _build(request_path: str, out_dir: str, say: Say) -> str:
     path = os.path.join(out_dir, REPORT)
     _write_json(path, report)
     return path
+
+
+def _end(say: Say, after_s: float, memory_mib: Optional[int], journal: Journal) -> None:
+    """End a build that stands still: nothing else would before its time is over."""
+    allowed = "" if memory_mib is None else ", and it may take %d MiB" % memory_mib
+    fault = BuildFailed(
+        "the build stood still for %d s, as it does where memory runs out%s" % (after_s, allowed),
+        "stop what else uses the memory, or build with fewer profiles",
+        tuple(journal.lines),
+    )
+    _say_error(say, fault)
+    _log("error: %s\n\nhint: %s" % (fault.message, fault.hint))
+    os._exit(fault.exit_code)
 
 
 def _look(request: BuildRequest, result: BuildResult) -> Dict[str, Any]:
@@ -196,8 +235,8 @@ def _log(line: str) -> None:
     sys.stderr.flush()
 
 
-def _limit(words: str) -> None:
-    """Apply the parent's limits to this process.
+def _limit(words: str) -> Dict[str, str]:
+    """Apply the parent's limits to this process, and return them.
 
     The memory limit counts writable memory of this process's own (RLIMIT_DATA): what CUDA reserves
     of the address space, hundreds of GB, would be over any limit of that (RLIMIT_AS).
@@ -222,6 +261,7 @@ def _limit(words: str) -> None:
                 stream.write("1000")
         except OSError:
             pass
+    return limits
 
 
 def _check_digest(request: BuildRequest) -> None:

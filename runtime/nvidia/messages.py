@@ -40,7 +40,8 @@ _KNOWN = (
     ),
     Cause(
         pattern=r"[Oo]ut ?[Oo]f ?[Mm]emory|[Ii]nsufficient (?:GPU )?memory|bad_alloc|"
-        r"cudaError ?2\b|CUDA initialization failure with error: 2\b",
+        r"Resource temporarily unavailable|cudaError ?2\b|"
+        r"CUDA initialization failure with error: 2\b",
         sentence="memory ran out while the engine was built",
         hint="stop what else uses the GPU or the memory, or build with a smaller "
         "`tensorrt.workspace_mib`",

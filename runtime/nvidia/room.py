@@ -40,13 +40,39 @@ def check_room(folder: str, model_size: int, module: str) -> None:
             "free some of it, or set XDG_CACHE_HOME to a folder on another disk",
         )
     memory_mib = available_mib()
-    memory_needed_mib = _BASE_MIB[module] + (_MEMORY_PER_BYTE * model_size >> 20)
+    memory_needed_mib = _needed_mib(model_size, module)
     if memory_mib < memory_needed_mib:
         raise InputOutputFault(
             "building this engine needs about %d MiB of memory, and %d MiB are free"
             % (memory_needed_mib, memory_mib),
             "stop what else runs here, add swap, or build on a reference device (--engine-on)",
         )
+
+
+def check_limit(limit_mib: int, model_size: int, module: str) -> None:
+    """Refuse a limit of memory under which no build can come to an end.
+
+    Estimates are on the safe side: half of one is allowed.
+
+    Args:
+        limit_mib: What the build may take.
+        model_size: Of the graph with its weights, in bytes.
+        module: TensorRT's.
+
+    Raises:
+        InputOutputFault: with what is needed and what is allowed.
+    """
+    needed_mib = _needed_mib(model_size, module)
+    if limit_mib < needed_mib // 2:
+        raise InputOutputFault(
+            "building this engine needs about %d MiB of memory, and %d MiB are allowed"
+            % (needed_mib, limit_mib),
+            "stop what else runs here, add swap, or build on a reference device (--engine-on)",
+        )
+
+
+def _needed_mib(model_size: int, module: str) -> int:
+    return _BASE_MIB[module] + (_MEMORY_PER_BYTE * model_size >> 20)
 
 
 def available_mib() -> int:

@@ -270,6 +270,8 @@ def _how_to_repair(message: str, module: str, jetson: Optional[int]) -> str:
         return "install CUDA's `%s`, or add its folder to LD_LIBRARY_PATH" % (
             lacking.group(0) if lacking else "libraries"
         )
+    if re.search(r"failed to map segment|[Cc]annot allocate memory|bad_alloc", message):
+        return "stop what else uses the memory: its libraries alone need some hundred MiB"
     if "numpy" in message:
         return "install a numpy that fits this %s: 1.x for 8.5" % NAMES[module]
     return _how_to_install(module, jetson)

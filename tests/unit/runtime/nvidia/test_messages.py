@@ -57,6 +57,10 @@ def journal(*errors: str, warnings: tuple[str, ...] = ()) -> Journal:
         ("CUDA initialization failure with error: 2", "memory ran out", "stop what else uses"),
         ("std::bad_alloc", "memory ran out", "stop what else uses"),
         (
+            "Myelin (Unexpected exception Resource temporarily unavailable)",  # of a thread
+            "memory ran out", "stop what else uses",
+        ),
+        (
             "Unable to load library: libnvinfer_builder_resource.so.8.5.3: cannot open",
             "cannot load its library `libnvinfer_builder_resource.so.8.5.3`",
             "reinstall TensorRT",

@@ -133,11 +133,16 @@ def test_the_wheel_of_the_package_index_is_refused_on_a_jetson(
             "has no attribute 'bool'",
             "install a numpy that fits",
         ),
+        (
+            "raise ImportError('x.so: failed to map segment from shared object')",
+            "failed to map segment",
+            "stop what else uses the memory",
+        ),
         ("raise RuntimeError", "cannot be imported: RuntimeError", "pip install tensorrt"),
         ("import no_such_module_here", "lacks the Python package `no_such_module_here`", "install"),
         ("", "a module called `tensorrt` is installed that has no version", "pip install tensorrt"),
     ],
-    ids=["cuDNN", "TensorRT's own", "numpy", "no words", "a package", "another module"],
+    ids=["cuDNN", "TensorRT's own", "numpy", "memory", "no words", "a package", "another module"],
 )
 def test_a_broken_installation_is_told_with_its_repair(
     content: str, message: str, hint: str, install: Callable[..., None]
