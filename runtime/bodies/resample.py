@@ -23,8 +23,9 @@ _SAMPLE_BITS = 24
 _WEIGHT_BITS = 30
 _LANE_BITS = 64
 _LANES = 1024
-# Odd rates have thousands of phases; every usual rate stays far below.
-_MOST_WEIGHTS = 1 << 18
+# Odd rates have thousands of phases. A sound of two bytes can ask for all their weights, of which
+# each takes 6 us to make; every usual rate stays below 83,000.
+_MOST_WEIGHTS = 1 << 17
 # In products: a few seconds of work.
 _MOST_WORK = 1 << 30
 _KEPT_FILTERS = 4
