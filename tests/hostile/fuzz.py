@@ -109,16 +109,17 @@ def _lead_by_coverage(name: str, seconds: float, seed: int, failures: Path) -> N
         (corpus / f"seed-{number}").write_bytes(data)
     words = corpus.parent / f"{corpus.name}.words"
     words.write_text("".join(f'"{_quoted(word)}"\n' for word in target.words), encoding="ascii")
-    flags = {
+    flags: dict[str, object] = {
         "max_total_time": max(1, int(seconds)),
         "seed": seed or 1,
         "timeout": MOST_INPUT_S * _COST_OF_WATCHING,
         "max_len": MOST_BYTES,
         "rss_limit_mb": 2048,
         "print_final_stats": 1,
-        "dict": words,
         "artifact_prefix": f"{failures}/{name}-",
     }
+    if target.words:
+        flags["dict"] = words
     given = [sys.argv[0], str(corpus), *(f"-{key}={value}" for key, value in flags.items())]
     atheris.Setup(given, lambda data: _run(target, data))
     print(f"{name}: {len(target.seeds)} seeds, {seconds:.0f} s, led by coverage", flush=True)
