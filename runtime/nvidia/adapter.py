@@ -10,9 +10,10 @@ from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 from ..errors import BadRequest, DeviceError, ModelFault
 from ..signature import Signature
 from ..tensor import Tensor
-from .casts import find_cast
+from .casts import promised_types
 from .cudaerrors import CudaFault
 from .cudart import Cudart
+from .keeping import Keeper
 from .lane import Key, Lane, Layout, Limits, make_layout
 from .loading import Contexts, EngineFault, Port, load
 from .memory import OWN, SHARED, lay_out
@@ -87,7 +88,7 @@ class TensorRTEngine:
         self._loaded = loaded
         names = tuple(port.name for port in loaded.inputs)
         self.interface = (names, tuple(port.name for port in loaded.outputs))
-        self._promised = _promised_types(signature, loaded.inputs, loaded.outputs)
+        self._promised = promised_types(signature, loaded.inputs, loaded.outputs)
         self._ports = loaded.inputs
         self._wanted = [(name, self._promised[name]) for name in names]
         self._profiles = profiles_of(loaded.engine, names)
@@ -103,6 +104,8 @@ class TensorRTEngine:
         self._lanes: List[Lane] = []
         self._active = 0
         self._closed = False
+        self._paused = False
+        self._keeper: Optional[Keeper] = None
         try:
             self.memory = self._choose_memory(memory)
             self._make_workers(workers)
@@ -112,6 +115,9 @@ class TensorRTEngine:
             self._release()
             raise
         self.threads = len(self._lanes)
+        if self._contexts.keeps_kernels:
+            self._keeper = Keeper(self.save_runtime_cache)
+            self._layouts.clear()  # it is told when shapes are admitted: with their first run
         self._most_lanes = self.threads + (KEPT_GRAPHS if self._graphs else 0)
 
     @property
@@ -171,7 +177,7 @@ class TensorRTEngine:
             with self._free:
                 self._idle.append(lane)
                 self._active -= 1
-                if self._closed or self._lost is not None:
+                if self._closed or self._paused or self._lost is not None:
                     self._free.notify_all()
                 else:
                     self._free.notify()
@@ -181,6 +187,8 @@ class TensorRTEngine:
 
     def close(self) -> None:
         """Wait for the calls under way and free everything; a later `run` is refused."""
+        if self._keeper is not None:
+            self._keeper.close()
         with self._free:
             self._closed = True
             self._free.notify_all()
@@ -189,8 +197,22 @@ class TensorRTEngine:
         self._release()
 
     def save_runtime_cache(self) -> None:
-        """Write the kernels that TensorRT-RTX compiled, where they are kept."""
-        self._contexts.save()
+        """Write the kernels that TensorRT-RTX compiled, where they are kept.
+
+        Calls wait for the moment in which they are read: nobody says that both may be at once.
+        """
+        with self._free:
+            if self._paused or self._closed or self._lost is not None:
+                return
+            self._paused = True
+            try:
+                while self._active:
+                    self._free.wait()
+                kernels = self._contexts.kernels()
+            finally:
+                self._paused = False
+                self._free.notify_all()
+        self._contexts.keep(kernels)
 
     # -- shapes ----------------------------------------------------------------------------
 
@@ -202,6 +224,8 @@ class TensorRTEngine:
         if len(self._layouts) >= MAX_LAYOUTS:
             self._layouts.clear()
         self._layouts[key] = layout
+        if self._keeper is not None:
+            self._keeper.note()  # kernels are compiled for new shapes, some in the background
         return layout
 
     def _key(self, shapes: Mapping[str, Tuple[int, ...]]) -> Key:
@@ -236,7 +260,8 @@ class TensorRTEngine:
                         "the GPU takes no more work from this process since %s" % self._lost.name,
                         hint="restart the server",
                     )
-                if self._active < self.threads and (self._idle or self._can_grow()):
+                room = self._active < self.threads and not self._paused
+                if room and (self._idle or self._can_grow()):
                     break
                 self._free.wait()
             self._active += 1
@@ -358,29 +383,6 @@ class TensorRTEngine:
         medians = {kind: round(statistics.median(times) * 1e6, 1) for kind, times in taken.items()}
         best = min(medians, key=lambda kind: medians[kind])
         return {"memory": best, "shared_us": medians[SHARED], "own_us": medians[OWN]}
-
-
-def _promised_types(
-    signature: Optional[Signature], inputs: Sequence[Port], outputs: Sequence[Port]
-) -> Dict[str, str]:
-    """Return the type of each tensor as requests carry it.
-
-    Raises:
-        ModelFault: the engine has another one, and nothing converts it.
-    """
-    promised = {}
-    specs = {**signature.inputs, **signature.outputs} if signature is not None else {}
-    for port in (*inputs, *outputs):
-        spec = specs.get(port.name)
-        ours = spec.dtype if spec is not None else port.dtype
-        if ours != port.dtype and find_cast(ours, port.dtype) is None:
-            raise ModelFault(
-                "`%s` is %s in the model's signature and %s in the engine"
-                % (port.name, ours, port.dtype),
-                hint="build the engine again",
-            )
-        promised[port.name] = ours
-    return promised
 
 
 def _volume(shape: Sequence[int]) -> int:

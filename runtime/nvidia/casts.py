@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from array import array
-from typing import Any, Callable, Dict, Optional, Tuple
+from typing import Any, Callable, Dict, Optional, Sequence, Tuple
 
-from ..errors import BadRequest
+from ..errors import BadRequest, ModelFault
+from ..signature import Signature
+from .loading import Port
 
 # A byte with the sign bit clear; what is left after these are deleted is negative.
 _POSITIVE = bytes(range(128))
@@ -67,3 +69,26 @@ def find_cast(
 ) -> Optional[Tuple[Callable[[str, Any], bytes], Callable[[Any], bytes]]]:
     """Return the functions between two types; None where there are none."""
     return CASTS.get((promised, engine))
+
+
+def promised_types(
+    signature: Optional[Signature], inputs: Sequence[Port], outputs: Sequence[Port]
+) -> Dict[str, str]:
+    """Return the type of each tensor as requests carry it.
+
+    Raises:
+        ModelFault: the engine has another one, and nothing converts it.
+    """
+    promised = {}
+    specs = {**signature.inputs, **signature.outputs} if signature is not None else {}
+    for port in (*inputs, *outputs):
+        spec = specs.get(port.name)
+        ours = spec.dtype if spec is not None else port.dtype
+        if ours != port.dtype and find_cast(ours, port.dtype) is None:
+            raise ModelFault(
+                "`%s` is %s in the model's signature and %s in the engine"
+                % (port.name, ours, port.dtype),
+                hint="build the engine again",
+            )
+        promised[port.name] = ours
+    return promised

@@ -267,12 +267,22 @@ class Contexts:
                                "run fewer workers, or free memory of the GPU")  # fmt: skip
         return context
 
+    @property
+    def keeps_kernels(self) -> bool:
+        """Whether compiled kernels are kept between starts."""
+        return self._cache is not None and self._cache_path is not None
+
     def save(self) -> None:
         """Write the compiled kernels beside the engine, where there are new ones."""
-        if self._cache is None or self._cache_path is None:
-            return
-        data = bytes(self._cache.serialize())
-        if data == self._kept:
+        self.keep(self.kernels())
+
+    def kernels(self) -> bytes:
+        """Return the compiled kernels; empty where none are kept. No context may be running."""
+        return bytes(self._cache.serialize()) if self.keeps_kernels else b""
+
+    def keep(self, data: bytes) -> None:
+        """Write compiled kernels where they differ from what is there; whole, or not at all."""
+        if self._cache_path is None or not data or data == self._kept:
             return
         folder = os.path.dirname(os.path.abspath(self._cache_path))
         try:
@@ -280,6 +290,8 @@ class Contexts:
             try:
                 with os.fdopen(handle, "wb") as stream:
                     stream.write(data)
+                    stream.flush()
+                    os.fsync(stream.fileno())
                 os.replace(partial, self._cache_path)
             except BaseException:
                 os.unlink(partial)
