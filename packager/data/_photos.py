@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from packager.model import TensorSpec
 
 PHOTO_SUFFIXES: Final = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
-# Where the header of a PNG file, which is its first chunk, has its bits per channel.
-_PNG_DEPTH: Final = 24
 
 
 def decode_image(path: Path) -> NDArray[Any]:
@@ -41,11 +39,6 @@ def decode_image(path: Path) -> NDArray[Any]:
                     raise UsageError(
                         f"`{path}` has more than 8 bits per channel (mode {image.mode})",
                         accepted=accepted,
-                    )
-                # Of grey ones Pillow says so itself; of others it drops the lower half.
-                if image.format == "PNG" and content[_PNG_DEPTH] > 8:
-                    raise UsageError(
-                        f"`{path}` has {content[_PNG_DEPTH]} bits per channel", accepted=accepted
                     )
                 pixels = np.asarray(ImageOps.exif_transpose(image).convert("RGB"), dtype=np.uint8)
     except UnidentifiedImageError as fault:

@@ -11,7 +11,8 @@ from click.testing import CliRunner
 from packager.bundle import device
 from packager.cli.targets import command
 from packager.target import all_targets, find_target
-from runtime.nvidia.device import gpu_facts, reasons_against_engine
+from runtime.nvidia.device import gpu_facts
+from runtime.nvidia.obstacles import obstacles
 from tests.standin import machines
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ def _detect(
         device,
         "reasons_against_engines",
         lambda targets: {
-            name: reasons_against_engine(wanted, gpu)
+            name: ["%s: %s" % obstacle for obstacle in obstacles(wanted, gpu, of_class=True)]
             for name, wanted in device.engines_wanted(targets).items()
         },
     )
