@@ -48,13 +48,16 @@ def _detect(
         device,
         "reasons_against_engines",
         lambda targets: {
-            name: ["%s: %s" % obstacle for obstacle in obstacles(wanted, gpu, of_class=True)]
-            for name, wanted in device.engines_wanted(targets).items()
+            name: _reasons(wanted, gpu) for name, wanted in device.engines_wanted(targets).items()
         },
     )
     as_json = CliRunner().invoke(command, ["detect", "--json"], catch_exceptions=False)
     as_text = CliRunner().invoke(command, ["detect"], catch_exceptions=False)
     return json.loads(as_json.output), as_text.output
+
+
+def _reasons(wanted: Any, facts: Any) -> list[str]:
+    return [f"{found.what}: {found.fix}" for found in obstacles(wanted, facts, of_class=True)]
 
 
 def test_an_orin_nano_is_its_own_target_and_no_other_module(
@@ -113,7 +116,7 @@ def test_the_rules_of_the_runtime_are_asked_in_a_process_of_its_own() -> None:
     assert list(found) == ["server-l4", "rtx-ada", "jetson-agx-thor@7.1"]
     facts = gpu_facts()
     wanted = device.engines_wanted(targets)
-    assert bool(found["server-l4"]) == bool(reasons_against_engine(wanted["server-l4"], facts))
+    assert bool(found["server-l4"]) == bool(_reasons(wanted["server-l4"], facts))
 
 
 def test_the_list_groups_families_and_marks_the_default_jetpack() -> None:
