@@ -87,6 +87,16 @@ def test_rows_that_share_a_scale_are_kept_apart(tmp_path: Path) -> None:
     assert "scales all rows" in choice.reason
 
 
+def test_nobody_is_made_to_wait_for_rows_that_take_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("packager.checks.batching._LONGEST_ROW_S", 0.0)
+    model = products(tmp_path / "m.onnx", 8)
+    choice = choose_batching(model, signature(width=8), threads=1, forced=True)
+    assert choice.rows == 0
+    assert "too long to wait" in choice.reason
+
+
 @pytest.mark.parametrize(
     ("first", "outputs", "rows"),
     [
