@@ -31,6 +31,8 @@ SENTENCES: Mapping[str, str] = {
     "switched": "switched to %(to)s",
     "succeeded": "another release answers now, as process %(pid)d",
     "not_succeeded": "this release goes on, as the other one does not start: %(reason)s",
+    "release_restored": "`%(folder)s` was deleted while it is served: it is there again",
+    "release_lost": "`%(folder)s` was deleted while it is served, and stays lost: %(reason)s",
     "internal_error": "error: %(kind)s in %(where)s",
     "capture": "capture: %(state)s",
     "accelerator": "%(message)s",

@@ -74,6 +74,23 @@ def open_release(path: str, running: bool = False) -> Release:
     return _open_temporary(path, manifest)
 
 
+def restore_release(path: str, digest: str) -> None:
+    """Unpack a bundle file into the cache once more, after its release was deleted from there.
+
+    Raises:
+        IntegrityFault: it is another bundle by now, or a damaged one.
+        InputOutputFault: nothing to read at `path`, or no place to unpack to.
+    """
+    from .archive import read_manifest
+
+    manifest = read_manifest(path)
+    if manifest.digest != digest:
+        raise IntegrityFault("another bundle lies at `%s` by now" % path)
+    cache = _cache_folder()
+    if cache is None or _open_cached(path, manifest, cache) is None:
+        raise InputOutputFault("the cache cannot be written")
+
+
 def unpack(path: str, folder: str) -> Manifest:
     """Unpack a bundle into a folder that does not exist or is empty; it appears whole.
 

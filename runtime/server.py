@@ -45,6 +45,7 @@ def serve(
     ready: Optional[Callable[[str], None]] = None,
     handover: Optional[Callable[[], Handover]] = None,
     succession: Optional[Succession] = None,
+    look: Optional[Callable[[], None]] = None,
 ) -> None:
     """Serve until SIGTERM or SIGINT, then answer what was begun and return.
 
@@ -54,6 +55,7 @@ def serve(
         ready: Called with the server's URL once it listens; by default one line on standard error.
         handover: Makes what SIGHUP leaves the socket to, if another release lies there by then.
         succession: What an earlier process has handed over.
+        look: Called about twice a second; may not wait for anything.
 
     Raises:
         UsageFault: an address or port that cannot be.
@@ -61,7 +63,7 @@ def serve(
     """
     options = options or ServeOptions()
     log.configure(form=options.log, access=options.access_log)
-    server = Server(app, options, handover=handover, succession=succession)
+    server = Server(app, options, handover=handover, succession=succession, look=look)
     # What was made until now lives as long as the process: no collection has to walk over it.
     gc.collect()
     gc.freeze()
@@ -90,6 +92,7 @@ class Server:
         *,
         handover: Optional[Callable[[], Handover]] = None,
         succession: Optional[Succession] = None,
+        look: Optional[Callable[[], None]] = None,
     ) -> None:
         options = options or ServeOptions()
         handed = handed_socket() if succession is None else succession.listening
@@ -132,6 +135,7 @@ class Server:
         self._make_handover = handover
         self._handover: Optional[Handover] = None
         self._succession = succession
+        self._look = look
         self._stopping = False
         self._succeeded = False
         self._give_up_at = 0.0
@@ -249,6 +253,8 @@ class Server:
             self._app.inference.sequences.sweep()
         if not self._stopping and not self._succeeded:
             listener.resume()
+        if self._look is not None:
+            self._look()
         if self._handover is not None:
             self._handover.look(self._loop)
         if self._door is not None:

@@ -8,7 +8,7 @@ import threading
 from functools import partial
 from typing import TYPE_CHECKING, Any, Callable, Dict, Mapping, Optional
 
-from .errors import IntegrityFault
+from .errors import DeviceError, IntegrityFault
 from .options import SUCCEEDS
 
 if TYPE_CHECKING:
@@ -37,6 +37,43 @@ class Aside:
         if self._raised is not None:
             raise self._raised
         return self._returned
+
+
+class Keeper:
+    """Puts a release back that is deleted from the cache while it is served.
+
+    Modules and pages that nobody has asked for yet are read from there. All that this needs itself
+    is in memory by then.
+
+    Args:
+        bundle: The file that the release came from, or the release's own folder.
+        release: Has `.folder` and `.digest`.
+    """
+
+    def __init__(self, bundle: str, release: Any) -> None:
+        self._bundle = bundle
+        self._folder = release.folder
+        self._digest = release.digest
+        self._thread: Optional[threading.Thread] = None
+
+    def look(self) -> None:
+        """Begin to put it back where it is missing, once for each time; called now and then."""
+        if os.path.isdir(self._folder):
+            self._thread = None
+        elif self._thread is None:
+            self._thread = threading.Thread(target=self._restore, daemon=True)
+            self._thread.start()
+
+    def _restore(self) -> None:
+        from .logs import log
+        from .release import restore_release
+
+        try:
+            restore_release(self._bundle, self._digest)
+        except (DeviceError, OSError) as error:
+            log.event("release_lost", "error", folder=self._folder, reason=str(error))
+        else:
+            log.event("release_restored", "warning", folder=self._folder)
 
 
 def run_server(path: str, values: Mapping[str, Any]) -> None:
@@ -79,7 +116,8 @@ def run_server(path: str, values: Mapping[str, Any]) -> None:
 
                 watch = Watch(release, app.inference, options, app.metrics)
             successor = partial(_handover, path, release.digest)
-            serve(app, options, handover=successor, succession=succession)
+            look = Keeper(place, release).look
+            serve(app, options, handover=successor, succession=succession, look=look)
         finally:
             engine.close()
             if watch is not None:
