@@ -125,10 +125,20 @@ def describe(program: str, commands: Dict[str, Command]) -> List[str]:
         operand = " [%s]" % command.operand[:-1] if command.operand.endswith("?") else ""
         operand = operand or (" " + command.operand if command.operand else "")
         lines.append("%-16s %s" % (name + operand, command.help))
-        for option in command.options:
-            flags = ", ".join(option.flags) + (" " + option.metavar if option.metavar else "")
-            lines.append("    %-24s %s" % (flags, option.help))
+        lines += ["    %-24s %s" % _describe(option) for option in command.options]
     return lines
+
+
+def _describe(option: Option) -> Tuple[str, str]:
+    default = option.default
+    if not option.metavar:
+        # a switch that is on is told of by what turns it off
+        flags = [flag.replace("--", "--no-", 1) if default else flag for flag in option.flags]
+        return ", ".join(flags), option.help
+    note = "; repeatable" if isinstance(default, list) else ""
+    if default is not None and not note:
+        note = "; by default %s" % ("%g" % default if isinstance(default, float) else default)
+    return "%s %s" % (", ".join(option.flags), option.metavar), option.help + note
 
 
 def _take_operand(name: str, command: Command, operands: List[str], values: Dict[str, Any]) -> None:

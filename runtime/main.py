@@ -32,10 +32,6 @@ COMMANDS: Dict[str, Command] = {
             Option(
                 ("--port",), "N", "0 takes a free one", whole(0, 65535), "0 to 65535", default=8000
             ),
-            Option(
-                ("--retune",), "", "build TensorRT's engine anew, even one that was rejected",
-                default=False,
-            ),
             _THREADS,
             Option(("--workers",), "N", "threads that run the model", whole(1, 256), "1 to 256"),
             Option(
@@ -48,7 +44,7 @@ COMMANDS: Dict[str, Command] = {
             Option(("--tls-key",), "FILE", "its private key, PEM"),
             Option(("--tls-client-ca",), "FILE", "ask clients for a certificate of this authority"),
             Option(
-                ("--tls-min",), "V", "the oldest version of TLS", _one_of("1.2", "1.3"),
+                ("--tls-min",), "V", "the oldest version of TLS, 1.2 or 1.3", _one_of("1.2", "1.3"),
                 "1.2 or 1.3", default="1.3",
             ),
             Option(("--keys",), "FILE", "only those who have one of these API keys may ask"),
@@ -57,21 +53,25 @@ COMMANDS: Dict[str, Command] = {
             ),
             Option(("--name",), "HOST", "a name clients call this server by", default=[]),
             Option(("--allow-origin",), "URL", "pages of this origin may ask", default=[]),
-            Option(("--page",), "", "--no-page: leave out the page at /", default=True),
+            Option(("--page",), "", "leave out the page at /", default=True),
             Option(
-                ("--log",), "FORM", "text or json", _one_of("text", "json"), "text or json",
-                default="text",
+                ("--log",), "FORM", "the log as text or json", _one_of("text", "json"),
+                "text or json", default="text",
             ),
             Option(("--access-log",), "", "one line a request", default=False),
             Option(("--capture-dir",), "DIR", "where kept requests go, if the bundle keeps any"),
             Option(("--capture-key",), "FILE", "the key that they are encrypted with"),
+            Option(
+                ("--retune",), "", "build TensorRT's engine anew, even one that was rejected",
+                default=False,
+            ),
         ),
     ),
     "predict": Command(
         "run one inference per input file",
         (
             Option(
-                ("-i", "--input"), "FILE", ".npz, .npy, or a file for /predict; repeatable",
+                ("-i", "--input"), "FILE", ".npz, .npy, or a file for /predict",
                 default=[],
             ),
             Option(("-o", "--output"), "FILE", "write the outputs to an .npz by their names"),
@@ -85,7 +85,7 @@ COMMANDS: Dict[str, Command] = {
     "verify": Command(
         "compare every byte with the manifest, and run the golden samples",
         (
-            Option(("--self-test",), "", "--no-self-test: leave the samples out", default=True),
+            Option(("--self-test",), "", "leave the samples out", default=True),
             _JSON,
         ),
         operand="PATH?",
@@ -107,7 +107,7 @@ COMMANDS: Dict[str, Command] = {
     "captures": Command(
         "list, export, drift, delete or verify what a server has kept here",
         (
-            Option(("--dir",), "DIR", "where it is; by default $STATE_DIRECTORY"),
+            Option(("--dir",), "DIR", "where it is, else $STATE_DIRECTORY"),
             Option(("--capture-key",), "FILE", "the key that it is encrypted with"),
             Option(("--before",), "DATE", "delete: all from before, as 2026-01-31"),
             Option(("--request",), "ID", "delete: the requests of this id"),

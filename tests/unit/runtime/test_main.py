@@ -277,3 +277,10 @@ def test_whoever_stops_reading_gets_no_complaint(small_bundle: Bundle, home: Pat
         capture_output=True, text=True, check=False, env=environment,
     )  # fmt: skip
     assert done.stderr == ""
+
+
+def test_help_says_defaults_and_how_a_switch_is_turned_off(run: Run) -> None:
+    told = run("--help").stdout
+    assert "--port N                 0 takes a free one; by default 8000\n" in told
+    assert "--no-page                leave out the page at /\n" in told
+    assert "--name HOST              a name clients call this server by; repeatable\n" in told
