@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import os
 from operator import mul
-from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
 from .cpu import cpu_level as detect_cpu_level
 from .dtypes import FLOATS
@@ -84,7 +84,12 @@ class SelfTest(NamedTuple):
         return not self.failures
 
 
-def self_test(release: Any, engine: Any, cpu_level: Optional[str] = None) -> SelfTest:
+def self_test(
+    release: Any,
+    engine: Any,
+    cpu_level: Optional[str] = None,
+    told: Callable[[int, int], None] = lambda _done, _total: None,
+) -> SelfTest:
     """Run every golden sample and compare.
 
     On a processor of the recorded level the artifact's outputs have to come out within a tight
@@ -95,6 +100,7 @@ def self_test(release: Any, engine: Any, cpu_level: Optional[str] = None) -> Sel
         release: Has `.folder` and `.manifest`.
         engine: Has `.run`.
         cpu_level: This processor's level, None to find out.
+        told: Is given how many samples are done, and of how many, before each.
 
     Raises:
         IntegrityFault: a golden sample lacks an array.
@@ -106,6 +112,7 @@ def self_test(release: Any, engine: Any, cpu_level: Optional[str] = None) -> Sel
     check = _Check(golden, level, str(release.manifest["engine"].get("precision", "")))
     samples = []
     for index in range(golden["samples"]):
+        told(index, golden["samples"])
         feeds = read_sample(release.folder, index, "inputs", list(signature.inputs))
         artifact = read_sample(release.folder, index, "artifact", list(signature.outputs))
         original = read_sample(release.folder, index, "original", list(signature.outputs))

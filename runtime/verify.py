@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import os
-from typing import Any, Dict
+from typing import Any, Callable, Dict
 
 from .archive import read_manifest, verify_bundle
 from .errors import IntegrityFault
 from .release import Release, open_release, verify_release
 
 
-def run_verify(path: str, self_test: bool, running: bool = False) -> Dict[str, Any]:
+def run_verify(
+    path: str,
+    self_test: bool,
+    running: bool = False,
+    told: Callable[[int, int], None] = lambda _done, _total: None,
+) -> Dict[str, Any]:
     """Check every byte of a bundle or release and, where this device fits, run the samples.
 
     Args:
         path: The bundle file or release folder.
         self_test: Run the golden samples.
         running: This process was started from it.
+        told: Is given how many golden samples are done, and of how many, before each.
 
     Raises:
         IntegrityFault: a byte differs, or a golden sample comes out otherwise than recorded.
@@ -48,12 +54,18 @@ def run_verify(path: str, self_test: bool, running: bool = False) -> Dict[str, A
         result["self_test"] = "not run: " + "; ".join(reasons)
     elif self_test:
         with open_release(path, running) as release:
-            result.update(run_samples(release))
+            result.update(run_samples(release, told))
     return result
 
 
-def run_samples(release: Release) -> Dict[str, Any]:
+def run_samples(
+    release: Release, told: Callable[[int, int], None] = lambda _done, _total: None
+) -> Dict[str, Any]:
     """Run the golden samples of a release whose files were verified.
+
+    Args:
+        release: Of files that were verified.
+        told: Is given how many samples are done, and of how many, before each.
 
     Raises:
         IntegrityFault: one comes out otherwise than recorded.
@@ -64,7 +76,7 @@ def run_samples(release: Release) -> Dict[str, Any]:
 
     engine = open_engine(release)
     try:
-        outcome = self_test(release, engine, getattr(engine, "golden_level", None))
+        outcome = self_test(release, engine, getattr(engine, "golden_level", None), told)
         choice = describe_choice(engine)
     finally:
         engine.close()

@@ -18,10 +18,13 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
+    from packager.console import Reporter
     from packager.process import Completed
     from packager.target import Target
 
 _KEPT: Final = ("HOME", "TMPDIR", "LANG", "LC_ALL")
+# As long as one request may take a slow machine.
+_VERIFY_TIMEOUT_S: Final = 600.0
 # Which GPUs a process sees, and where their libraries lie.
 _GPU_VARIABLES: Final = ("CUDA_VISIBLE_DEVICES", "LD_LIBRARY_PATH")
 _CLASSES: Final[dict[int, type[EdgepackError]]] = {
@@ -40,16 +43,32 @@ _MAIN: Final = """\
 from runtime.main import main
 sys.exit(main(sys.argv[1:], None))
 """
+# Lines of progress, then the result as the last one.
+_VERIFY: Final = """\
+import json
+from runtime.errors import DeviceError
+from runtime.verify import run_verify
+def told(done, total):
+    print(json.dumps({"sample": done, "of": total}), flush=True)
+try:
+    print(json.dumps(run_verify(sys.argv[1], True, told=told)))
+except DeviceError as fault:
+    hint = "\\n\\nhint: " + fault.hint if fault.hint else ""
+    sys.stderr.write("error: " + fault.message + hint + "\\n")
+    sys.exit(fault.exit_code)
+"""
 _SAMPLES: Final = """\
 import json
 from runtime.errors import DeviceError
 from runtime.manifest import parse_manifest
 from runtime.release import Release
 from runtime.verify import run_samples
+def told(done, total):
+    print(json.dumps({"sample": done, "of": total}), flush=True)
 with open(sys.argv[1] + "/manifest.json", "rb") as stream:
     release = Release(sys.argv[1], parse_manifest(stream.read()))
 try:
-    print(json.dumps(run_samples(release)))
+    print(json.dumps(run_samples(release, told)))
 except DeviceError as fault:
     sys.exit("error: " + fault.message)
 """
@@ -86,6 +105,43 @@ def own_argv(arguments: Sequence[str], *, cache_dir: Path | None = None) -> list
 def samples_argv(release: Path, *, cache_dir: Path | None = None) -> list[str]:
     """Return the command that runs the golden samples of an unpacked release already verified."""
     return _own(_SAMPLES, cache_dir, str(release))
+
+
+def verify_here(bundle: Path, *, cache_dir: Path, reporter: Reporter) -> dict[str, Any]:
+    """Check a bundle and run its golden samples here, and tell which of them is run.
+
+    Returns:
+        As `verify --json` prints it.
+
+    Raises:
+        EdgepackError: as of `run_runtime`.
+    """
+    done = run(
+        _own(_VERIFY, cache_dir, str(bundle)),
+        timeout_s=_VERIFY_TIMEOUT_S,
+        check=False,
+        env=bundle_environment(cache_dir),
+        on_line=lambda line: tell_sample(line, reporter),
+    )
+    if done.returncode != 0:
+        raise to_error(done)
+    return last_line(done)
+
+
+def tell_sample(line: str, reporter: Reporter) -> None:
+    """Hand a line on where it says which golden sample is run."""
+    try:
+        said = json.loads(line)
+        number, total = int(said["sample"]), int(said["of"])
+    except (ValueError, KeyError, TypeError):
+        return
+    reporter.progress(number, total, f"golden sample {number + 1} of {total}")
+
+
+def last_line(done: Completed) -> dict[str, Any]:
+    """Return the result of a program that told its progress before."""
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return result
 
 
 def _own(program: str, cache_dir: Path | None, *arguments: str) -> list[str]:

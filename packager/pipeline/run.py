@@ -219,14 +219,17 @@ def check_bundle(
         IntegrityError: the bundle does not verify.
         BudgetMissed: it computes something else than it did in the search.
     """
-    from packager.bundle.device import detect_device, reasons_against
+    from packager.bundle.device import detect_device, reasons_against, verify_here
     from packager.bundle.emulated import samples_under
     from packager.bundle.local import verify
 
     against = reasons_against(target, detect_device())
     checks: dict[str, Any] = {}
     try:
-        result, _ = verify(path, self_test=not against, cache_dir=cache_dir)
+        if against:
+            result, _ = verify(path, self_test=False, cache_dir=cache_dir)
+        else:
+            result = verify_here(path, cache_dir=cache_dir, reporter=reporter)
     except IntegrityError as fault:
         raise BudgetMissed(f"the bundle for {target.name} fails its own check: {fault}") from fault
     checks["integrity"] = "verified"
@@ -241,7 +244,10 @@ def check_bundle(
         reporter.note(f"the self-test ran on the CPU; the engine was not run here: {engine}")
     release = cache_dir / "edgepack" / "releases" / str(result["digest"])
     for cpu in target.emulators:
-        emulated = samples_under(release, cpu, arch=target.arch, cache_dir=cache_dir)
+        reporter.stage(f"check under an emulated {cpu}")
+        emulated = samples_under(
+            release, cpu, arch=target.arch, cache_dir=cache_dir, reporter=reporter
+        )
         if emulated is None:
             checks[f"emulated {cpu}"] = "not run: qemu-user is not installed"
             reporter.note(f"not checked under an emulated {cpu}: install qemu-user")

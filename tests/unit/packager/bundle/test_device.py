@@ -11,6 +11,7 @@ import pytest
 
 from packager.bundle import device
 from packager.bundle.assemble import target_fields
+from packager.console import Silent
 from packager.errors import (
     EdgepackError,
     ExternalToolError,
@@ -59,6 +60,47 @@ def test_the_bundles_own_runtime_unpacks_into_our_cache(
     release = f"edgepack/releases/{small_bundle.digest}/manifest.json"
     assert (tmp_path / release).is_file()
     assert (tmp_path / "other" / release).is_file()
+
+
+class Told(Silent):
+    """Keeps the steps that it is told."""
+
+    def __init__(self) -> None:
+        self.steps: list[tuple[int, int, str]] = []
+
+    def progress(self, done: int, total: int, text: str) -> None:
+        self.steps.append((done, total, text))
+
+
+def test_which_golden_sample_is_run_is_told(small_bundle: Bundle, tmp_path: Path) -> None:
+    told = Told()
+    result = device.verify_here(small_bundle.path, cache_dir=tmp_path, reporter=told)
+    assert result["digest"] == small_bundle.digest
+    count = int(result["self_test"].removeprefix("passed, ").split()[0])
+    assert told.steps == [
+        (done, count, f"golden sample {done + 1} of {count}") for done in range(count)
+    ]
+    release = tmp_path / "edgepack" / "releases" / small_bundle.digest
+    assert (release / "manifest.json").is_file()
+
+
+def test_a_bundle_that_fails_its_samples_keeps_the_class(
+    small_bundle: Bundle, tmp_path: Path
+) -> None:
+    data = bytearray(small_bundle.path.read_bytes())
+    data[len(data) // 2] ^= 1
+    (tmp_path / "x.edgepack").write_bytes(data)
+    with pytest.raises(IntegrityError, match=r"lib/libonnxruntime\.so"):
+        device.verify_here(tmp_path / "x.edgepack", cache_dir=tmp_path, reporter=Silent())
+    with pytest.raises(InputOutputError, match="no such file"):
+        device.verify_here(tmp_path / "none", cache_dir=tmp_path, reporter=Silent())
+
+
+@pytest.mark.parametrize("line", ["", "[]", "{}", '{"sample": "x", "of": 1}', "3", '{"sample": 1}'])
+def test_a_line_that_tells_no_sample_is_passed_over(line: str) -> None:
+    told = Told()
+    device.tell_sample(line, told)
+    assert told.steps == []
 
 
 def test_a_missing_file_and_a_wrong_argument_keep_their_classes(
