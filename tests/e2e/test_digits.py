@@ -99,6 +99,7 @@ def test_the_file_runs_under_every_python_with_nothing_installed(
     assert (got.argmax(1) == digits_cnn.answers(digits_cnn.test_x[:2]).argmax(1)).all()
 
 
+@pytest.mark.slow
 def test_a_module_gives_the_same_bytes_in_two_folders_without_a_lock(
     digits_cnn: Any, edgepack: Any, edgepack_session: Any, tmp_path: Path
 ) -> None:
@@ -119,6 +120,7 @@ def test_a_module_gives_the_same_bytes_in_two_folders_without_a_lock(
     assert len(digests) == 1
 
 
+@pytest.mark.slow
 def test_an_exported_program_answers_like_its_module(
     digits_cnn: Any, build: Callable[..., dict[str, Any]], serve: Any, tmp_path: Path
 ) -> None:

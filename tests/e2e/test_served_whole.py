@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
+from tests.conftest import OLD_PYTHONS
 from tests.unit.runtime.closed.authority import Authority, Pair
 from tests.unit.runtime.live_server import tensor
 from tests.unit.runtime.small_bundle import serving_process, write_bundle
@@ -256,6 +257,16 @@ def device(releases: list[Path], tmp_path: Path) -> Iterator[Device]:
         yield running
 
 
+@pytest.mark.parametrize(
+    "old_python",
+    [
+        version
+        if version in {OLD_PYTHONS[0], OLD_PYTHONS[-1]}
+        else pytest.param(version, marks=pytest.mark.slow)
+        for version in OLD_PYTHONS
+    ],
+    indirect=True,
+)
 def test_everything_at_once_works_under_every_cpython(
     releases: list[Path], old_python: Path, tmp_path: Path, photo: bytes
 ) -> None:

