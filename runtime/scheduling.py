@@ -93,6 +93,10 @@ class Scheduler:
         if self._batching is not None and len(body) <= MAX_BATCHED_BYTES and not task.aside:
             return self._gather(self._job(task, body, route, done, deadline, caller))
         if self._pace.is_inline(route, len(body)) and not task.aside:
+            if deadline is not None and self._loop.time() >= deadline:
+                self.times = (0.0, -1.0)
+                done(task.fail(TooLate(_TOO_LATE)))
+                return None
             self._run_inline(task, body, route, done, caller)
             return None
         if self.pending >= self._queue:
@@ -144,6 +148,8 @@ class Scheduler:
         try:
             request = task.decode(body)
             before = clock()
+            if request.timeout_s is not None:
+                _check_time(before - started, request.timeout_s)
             results = task.run(request, caller)
             after = clock()
             answer = task.encode(request, results)
@@ -168,7 +174,7 @@ class Scheduler:
             _check_time(began, job.deadline)
             request = task.decode(job.body)
             if request.timeout_s is not None:
-                _check_time(waited_s, request.timeout_s)
+                _check_time(self._loop.time() - job.since, request.timeout_s)
             before = time.perf_counter()
             results = task.run(request, job.caller)
             compute_s = time.perf_counter() - before
@@ -239,7 +245,7 @@ class Scheduler:
             if job.cancelled:
                 self._dropped -= 1
                 self._metrics.in_flight -= 1
-            elif now > job.deadline:
+            elif now >= job.deadline:
                 self._metrics.in_flight -= 1
                 job.done(job.task.fail(TooLate(_TOO_LATE)))
             elif not taken:
@@ -300,5 +306,5 @@ def _encoded(task: Task, request: Any, result: Any) -> Any:
 
 
 def _check_time(now_s: float, latest_s: float) -> None:
-    if now_s > latest_s:
+    if now_s >= latest_s:
         raise TooLate(_TOO_LATE)

@@ -101,6 +101,9 @@ class Call:
         message, self._message = self._message, None
         if message is None:
             return  # given up meanwhile
+        if self._deadline != NEVER and self._deadline <= self._owner.now():
+            self.expire()
+            return
         method = self._method
         if method.act is not None:
             try:

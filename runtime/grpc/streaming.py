@@ -44,6 +44,9 @@ class StreamCall(Call):
         """Answer the message that waits longest."""
         if not self._waiting or self._exchange.last is not None:
             return  # given up meanwhile
+        if self._deadline != NEVER and self._deadline <= self._owner.now():
+            self.expire()
+            return
         message = self._current = self._waiting.popleft()
         caller = self._caller
         if caller is None:

@@ -172,6 +172,30 @@ def test_what_waited_past_its_time_is_not_begun(
     assert engine.batches == [1]
 
 
+@pytest.mark.parametrize("batched", [False, True])
+@pytest.mark.parametrize("limit", ["the call's", "the request's"])
+def test_a_limit_that_is_over_holds_for_work_that_would_be_quick(
+    make_bench: Callable[..., Bench], engine: Doubling, batched: bool, limit: str
+) -> None:
+    bench = make_bench(batched=batched)
+    bench.ask("quick", b"\1\1")
+    bench.turn(lambda: "quick" in bench.answers)
+    bench.ask("in time", b"\2\2", deadline=bench.loop.time() + 60)
+    bench.turn(lambda: "in time" in bench.answers)
+    if limit == "the call's":
+        bench.ask("late", b"\3\3", deadline=bench.loop.time())
+    else:
+        decode = bench.task.decode
+        bench.task = bench.task._replace(decode=lambda body: decode(body)._replace(timeout_s=1e-9))
+        bench.ask("late", b"\3\3")
+    bench.turn(lambda: "late" in bench.answers)
+    assert isinstance(bench.answers["late"], TooLate)
+    assert bench.answers["in time"] == b"\4\4"
+    assert engine.batches == [1, 1]
+    assert bench.scheduler.times[1] == -1.0 or batched
+    assert bench.metrics.in_flight == 0
+
+
 def test_the_servers_own_time_limit_holds_without_the_clients(
     make_bench: Callable[..., Bench], engine: Doubling
 ) -> None:

@@ -255,6 +255,18 @@ def test_the_time_limit_of_a_call_is_the_deadline_of_its_work():
     assert wire.scheduler.asked[-1]["deadline"] is None
 
 
+@pytest.mark.parametrize("limit", ["0n", "0H", "00000000m"])
+def test_a_call_whose_time_is_over_when_it_comes_is_not_begun(limit):
+    wire = Wire()
+    over = (4, "the time limit of the call is over")
+    assert wire.status(wire.ask("ModelInfer", infer(), ("grpc-timeout", limit))) == over
+    assert wire.status(wire.ask("ServerLive", b"", ("grpc-timeout", limit))) == over
+    assert wire.scheduler.asked == []
+    assert wire.engine.runs == 0
+    assert wire.held_bytes == 0
+    assert wire.status(wire.ask("ModelInfer", infer(), ("grpc-timeout", "1S"))) == (0, "")
+
+
 def test_a_call_whose_message_comes_too_slowly_is_ended():
     wire = Wire()
     stream = wire.call("ModelInfer")

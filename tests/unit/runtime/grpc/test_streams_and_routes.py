@@ -37,6 +37,17 @@ def test_an_error_in_a_stream_belongs_to_its_message():
     assert "there is no model `q`" in found[1].error_message
 
 
+def test_a_stream_whose_time_is_over_ends_without_another_answer():
+    wire = Wire()
+    stream = wire.call("ModelStreamInfer", ("grpc-timeout", "2S"))
+    wire.message(stream, infer(), end=False)
+    wire.clock.now += 2
+    wire.message(stream, infer(), end=False)
+    assert wire.status(stream) == (4, "the time limit of the call is over")
+    assert len(wire.messages(stream)) == wire.engine.runs == 1
+    assert wire.held_bytes == 0
+
+
 def test_a_stream_works_on_one_message_at_a_time_and_slows_its_client_down():
     wire = Wire()
     wire.scheduler.holds = True
