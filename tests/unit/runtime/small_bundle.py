@@ -40,6 +40,7 @@ def write_bundle(
     version: str = "1.2.0",
     model: bytes | None = None,
     fields: Mapping[str, Any] | None = None,
+    files: Mapping[str, Path] | None = None,
     **server: Any,
 ) -> Path:
     """Write a bundle of a model with the MLP's signature, without golden samples.
@@ -50,6 +51,7 @@ def write_bundle(
         version: The release's version.
         model: None for the MLP.
         fields: Further keys of the manifest.
+        files: Further files by their path in the bundle.
         server: What differs in its `server` table.
     """
     manifest = {
@@ -91,6 +93,7 @@ def write_bundle(
         ),
         Entry(path="model/model.onnx", source=model or make_mlp().SerializeToString()),
         Entry(path="lib/libonnxruntime.so", source=library),
+        *(Entry(path=name, source=file) for name, file in (files or {}).items()),
     ]
     write_archive(path, manifest, entries)
     return path
