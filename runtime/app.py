@@ -305,11 +305,10 @@ def _plain_protocol(
         from .wordpiece import open_tokenizer
 
         tokenize = open_tokenizer(manifest, release).encode
-    if manifest["model"].get("results"):
-        from .results import read_results, say
+    if manifest["model"].get("results") or manifest["model"].get("labels"):
+        from .results import read_words
 
-        results = read_results(manifest, release)
-        say_labels = partial(say, results)
+        say_labels = read_words(manifest, release)
     return PlainProtocol(signature, tokenize, say_labels)
 
 

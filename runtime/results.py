@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
+from functools import partial
+from types import MappingProxyType
+from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
 from .errors import InputOutputFault, ModelFault
 from .tensor import Tensor
@@ -28,9 +30,11 @@ class Result(NamedTuple):
 
     def label(self, number: int) -> str:
         """Return a class's label, its number where there is none."""
-        if self.labels is not None and 0 <= number < len(self.labels):
-            return self.labels[number]
-        return str(number)
+        return _label(self.labels or (), number)
+
+
+def _label(labels: Sequence[str], number: int) -> str:
+    return labels[number] if 0 <= number < len(labels) else str(number)
 
 
 def read_results(manifest: Mapping[str, Any], release: Any) -> Tuple[Result, ...]:
@@ -55,6 +59,33 @@ def read_results(manifest: Mapping[str, Any], release: Any) -> Tuple[Result, ...
     return tuple(found)
 
 
+def read_words(
+    manifest: Mapping[str, Any], release: Any
+) -> Callable[[Mapping[str, Tensor]], Dict[str, Any]]:
+    """Return what says the labels of an answer: of class numbers, and of scores by class.
+
+    An output of scores is said where it is `[batch, classes]`, as `NAME_labels`, unless another
+    output is called so.
+
+    Raises:
+        ModelFault: an entry is not of the documented form.
+        InputOutputFault: a label file cannot be read.
+    """
+    results = read_results(manifest, release)
+    files = manifest["model"].get("labels", {})
+    outputs = manifest["model"]["signature"]["outputs"]
+    names = {output["name"] for output in outputs}
+    scored = {
+        output["name"]: read_lines(release.path(files[output["name"]]))
+        for output in outputs
+        if output["name"] in files
+        and len(output["shape"]) == 2
+        and output["dtype"] != "string"
+        and output["name"] + "_labels" not in names
+    }
+    return partial(say, results, scored=scored)
+
+
 def read_lines(path: str) -> List[str]:
     """Return a file's lines; only the end of a line ends one.
 
@@ -68,10 +99,21 @@ def read_lines(path: str) -> List[str]:
         raise InputOutputFault("cannot read `%s`: %s" % (path, error.strerror)) from error
 
 
-def say(results: Sequence[Result], outputs: Mapping[str, Tensor]) -> Dict[str, Any]:
+def say(
+    results: Sequence[Result],
+    outputs: Mapping[str, Tensor],
+    *,
+    scored: Mapping[str, Sequence[str]] = MappingProxyType({}),
+) -> Dict[str, Any]:
     """Return the labels of an answer by the name they have in it, nested like their numbers.
 
     Of greedily decoded rows it is one text each.
+
+    Args:
+        results: How class numbers are read.
+        outputs: The answer.
+        scored: Labels by the output that has a score for each of them, a row for each sample: the
+            best one's is said, and of booleans all that hold.
     """
     said: Dict[str, Any] = {}
     for result in results:
@@ -89,7 +131,27 @@ def say(results: Sequence[Result], outputs: Mapping[str, Tensor]) -> Dict[str, A
                 [result.label(number) for number in flat[at : at + width]]
                 for at in range(0, len(flat), width)
             ]
+    for name, labels in scored.items():
+        if name in outputs:
+            said[name + "_labels"] = _best(outputs[name], labels)
     return said
+
+
+def _best(scores: Tensor, labels: Sequence[str]) -> List[Any]:
+    """Return for each row the label of its best score, None where no score is a number.
+
+    Of a row of booleans it is the labels of those that hold.
+    """
+    flat, width = scores.to_flat(), max(scores.shape[-1], 1)
+    rows = [flat[at : at + width] for at in range(0, len(flat), width)]
+    if scores.dtype == "bool":
+        return [[_label(labels, at) for at, held in enumerate(row) if held] for row in rows]
+    found: List[Any] = []
+    for row in rows:
+        # a NaN equals nothing, itself included; ties go to the lower class
+        best = max((score for score in row if score == score), default=None)  # noqa: PLR0124
+        found.append(None if best is None else _label(labels, row.index(best)))
+    return found
 
 
 def show(results: Sequence[Result], outputs: Mapping[str, Tensor]) -> Dict[str, Dict[str, Any]]:

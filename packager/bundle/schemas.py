@@ -86,7 +86,7 @@ def schemas(
         "InferRequest": _infer_request(inputs, outputs, sequences=sequences),
         "InferAnswer": _infer_answer(outputs),
         "PredictRequest": _object({"data": _plain_inputs(inputs, texts="text" in model)}),
-        "PredictAnswer": _object({"result": _plain_outputs(outputs, model.get("results", ()))}),
+        "PredictAnswer": _object({"result": _plain_outputs(outputs, model)}),
     }
 
 
@@ -244,17 +244,28 @@ def _plain_inputs(specs: Sequence[TensorSpec], *, texts: bool) -> dict[str, Any]
     return {"anyOf": forms} if len(forms) > 1 else forms[0]
 
 
-def _plain_outputs(
-    specs: Sequence[TensorSpec], results: Iterable[Mapping[str, Any]]
-) -> dict[str, Any]:
+def _plain_outputs(specs: Sequence[TensorSpec], model: Mapping[str, Any]) -> dict[str, Any]:
     """Return the schema of `/predict`'s result; labels stand beside the numbers."""
+    results = model.get("results", ())
     said = {entry["as"]: _labels(entry["kind"]) for entry in results if "labels" in entry}
+    names = {spec.name for spec in specs}
+    for spec in specs:  # as `runtime.results.read_words` has it
+        matrix = len(spec.shape) == 2 and spec.dtype != "string"
+        if spec.name in model.get("labels", {}) and matrix and f"{spec.name}_labels" not in names:
+            said[f"{spec.name}_labels"] = _best(spec.dtype)
     if len(specs) == 1 and not said:
         return _nested(specs[0], nullable=True)
     schema = _by_name(specs, nullable=True)
     schema["properties"] |= said
     schema["required"] += list(said)
     return schema
+
+
+def _best(dtype: str) -> dict[str, Any]:
+    """Return the schema of the labels of scores: all that hold, or a row's best one."""
+    label: dict[str, Any] = {"type": "string" if dtype == "bool" else ["string", "null"]}
+    row = {"type": "array", "items": label} if dtype == "bool" else label
+    return {"type": "array", "items": row}
 
 
 def _labels(kind: str) -> dict[str, Any]:

@@ -108,7 +108,7 @@ class InferMessages:
             BadRequest: there is no such model here (404).
         """
         if name != self._name:
-            message = "there is no model `%s` here" % clip(name) if name else "no `model_name`"
+            message = "there is no model `%s` here" % clip(name) if name else "no model is named"
             raise BadRequest(message, 404 if name else 400, "this server has `%s`" % self._name)
         if version and version != self._version:
             raise BadRequest(
@@ -196,7 +196,9 @@ class InferMessages:
         else:
             for name in _SEQUENCE:
                 if parameters.get(name):
-                    raise BadRequest("the parameter `%s` is not served: no state" % name)
+                    raise BadRequest(
+                        "the parameter `%s` is not served: the model keeps no state" % name
+                    )
         wanted: List[str] = []
         for name, choices in message.outputs:
             if name in wanted:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import jsonschema
 import numpy as np
 import onnx
 import pytest
@@ -28,6 +30,8 @@ from runtime.app import App
 from runtime.engine import open_engine
 from runtime.errors import BadRequest
 from runtime.release import open_release
+from runtime.results import say
+from runtime.tensor import Tensor
 from tests.unit.conftest import this_target
 
 if TYPE_CHECKING:
@@ -298,3 +302,35 @@ def test_outputs_with_strange_names_have_files_of_their_own(tmp_path: Path) -> N
     readable = make_readable(recipe, Signature(inputs=(), outputs=outputs))
     assert readable.fields["labels"] == {"a/b": "labels/output.txt", "a:b": "labels/output-1.txt"}
     assert len(readable.entries) == 2
+
+
+def test_scores_of_classes_are_answered_with_the_best_ones_label(
+    plain_library: FetchedLibrary, tmp_path: Path
+) -> None:
+    (tmp_path / "classes.txt").write_text("red\ngreen\nblue\n")
+    settings = OutputSteps(labels=tmp_path / "classes.txt")
+    recipe = Recipe(model="m.onnx", name="scores", outputs={"y": settings})
+    bundle = bundle_of(identity(tmp_path, 3), recipe, plain_library, tmp_path)
+    body = b'{"data": [[1, 3, 2], [5, 5, 4]]}'
+    with open_release(str(bundle.path), True) as release:
+        engine = open_engine(release, 1)
+        answer = json.loads(App(release, engine)._endpoints()["predict"].act(body).body)
+        engine.close()
+        document = json.loads(Path(release.path("server/openapi.json")).read_text())
+    assert answer["result"] == {
+        "y": [[1.0, 3.0, 2.0], [5.0, 5.0, 4.0]], "y_labels": ["green", "red"],
+    }  # fmt: skip
+    schema = {"$ref": "#/components/schemas/PredictAnswer", "components": document["components"]}
+    jsonschema.Draft202012Validator(schema).validate(answer)
+
+
+def test_a_row_without_any_number_has_no_label_and_a_class_without_a_label_its_number() -> None:
+    values = [math.nan, math.nan, 1.0, math.nan, 0.0, math.inf]
+    scores = Tensor.from_flat(values, (3, 2), "float32", allow_non_finite=True)
+    assert say((), {"y": scores}, scored={"y": ["red"]}) == {"y_labels": [None, "red", "1"]}
+
+
+def test_of_booleans_all_that_hold_are_said() -> None:
+    held = Tensor.from_flat([False, True, True, False, False, False], (2, 3), "bool")
+    said = say((), {"y": held}, scored={"y": ["red", "green", "blue"]})
+    assert said == {"y_labels": [["green", "blue"], []]}

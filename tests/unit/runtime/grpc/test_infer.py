@@ -173,7 +173,7 @@ def _broken(change: Any) -> bytes:
 @pytest.mark.parametrize(
     ("change", "said", "status"),
     [
-        (lambda m: setattr(m, "model_name", ""), "no `model_name`", 400),
+        (lambda m: setattr(m, "model_name", ""), "no model is named", 400),
         (lambda m: setattr(m, "model_name", "z"), "there is no model `z` here", 404),
         (lambda m: setattr(m, "model_version", "9"), "there is no version `9` here", 404),
         (lambda m: m.ClearField("inputs"), "`inputs` has to be a list", 400),
