@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any, Final
 
-from packager.bundle.schemas import EVENT, PROTOCOL_NAMES, STREAMED_ANSWER, schemas, stream_request
+from packager.bundle.schemas import PROTOCOL_NAMES, schemas
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -52,18 +52,14 @@ def openapi_values(manifest: Mapping[str, Any], signature: Signature) -> dict[st
         "version": manifest["version"],
         "description": f"Open Inference Protocol v2 on {manifest['target']['name']}, engine "
         f"{manifest['engine']['name']}, precision {manifest['engine']['precision']}. Every refusal "
-        "is JSON with `error`. Another method than those listed is a 405, another path a 404. "
+        "is JSON with `error`. `HEAD` is answered where `GET` is listed; another method than those "
+        "listed is a 405, another path a 404. "
         "A server that was started with keys wants one; health and the page need none.",
         "bases": [model, f"{model}/versions/{manifest['version']}"],
         "plain": server["plain"],
         "metrics": server["metrics"],
         "page": server.get("page", False),
-        "schemas": {
-            **schemas(signature, manifest["model"], sequences="sequences" in manifest),
-            "StreamRequest": stream_request(signature, manifest.get("sequences")),
-            "StreamedAnswer": STREAMED_ANSWER,
-            "Event": EVENT,
-        },
+        "schemas": schemas(signature, manifest),
         "binary": _binary_form(signature),
         "infer_example": _infer_example(signature) if small else None,
         "stream_example": _infer_example(signature) if small else None,

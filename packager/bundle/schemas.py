@@ -33,85 +33,106 @@ EVENT: Final[Mapping[str, Any]] = {
         },
     },
 }
-# The data of one event; which of them, its name tells: none, `end` or `error`.
-STREAMED_ANSWER: Final[Mapping[str, Any]] = {
-    "anyOf": [
-        {
-            "allOf": [{"$ref": "#/components/schemas/InferAnswer"}],
-            "properties": {
-                "parameters": {
-                    "type": "object",
-                    "required": ["index"],
-                    "properties": {
-                        "index": {"type": "integer", "minimum": 0},
-                        "non_finite": {"const": True},
-                    },
-                }
-            },
+# How a stream ends; the event's name tells which of them it is.
+_LAST_EVENTS: Final[tuple[Mapping[str, Any], ...]] = (
+    {
+        "title": "event: end",
+        "type": "object",
+        "required": ["events"],
+        "properties": {"events": {"type": "integer", "minimum": 1}},
+    },
+    {
+        "title": "event: error",
+        "type": "object",
+        "required": ["error", "status", "index"],
+        "properties": {
+            "error": {"type": "string"},
+            "status": {"type": "integer"},
+            "index": {"type": "integer", "minimum": 0},
         },
-        {
-            "title": "event: end",
-            "type": "object",
-            "required": ["events"],
-            "properties": {"events": {"type": "integer", "minimum": 1}},
-        },
-        {
-            "title": "event: error",
-            "type": "object",
-            "required": ["error", "status", "index"],
-            "properties": {
-                "error": {"type": "string"},
-                "status": {"type": "integer"},
-                "index": {"type": "integer", "minimum": 0},
-            },
-        },
-    ]
+    },
+)
+# What an answer in an event says beside the model's outputs.
+_OF_EVENT: Final[Mapping[str, Any]] = {
+    "type": "object",
+    "required": ["index"],
+    "properties": {
+        "index": {"type": "integer", "minimum": 0},
+        "non_finite": {"const": True},
+    },
+}
+# What an engine that may change says of itself; of others there is nothing to say.
+ACCELERATOR: Final[Mapping[str, Any]] = {
+    "type": "object",
+    "required": ["wanted", "state", "reason", "notes"],
+    "properties": {
+        "wanted": {"type": "string"},
+        "state": {"type": "string"},
+        "reason": {"type": ["string", "null"]},
+        "notes": {"type": "array", "items": {"type": "string"}},
+        "progress": {"type": ["number", "null"]},
+        "seconds_left": {"type": ["number", "null"]},
+        "step": {"type": ["string", "null"]},
+    },
 }
 _MAX_ID_CHARACTERS: Final = 1024
 _MAX_SEQUENCE_ID_CHARACTERS: Final = 128
 
 
-def schemas(
-    signature: Signature, model: Mapping[str, Any], *, sequences: bool
-) -> dict[str, dict[str, Any]]:
+def schemas(signature: Signature, manifest: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     """Return the schemas of requests and answers by name.
 
     Args:
         signature: What clients see.
-        model: `manifest["model"]`: its texts and labels.
-        sequences: The model keeps state.
+        manifest: The manifest's fields: of the model its name, version, texts and labels, and
+            whether it keeps state.
     """
-    inputs, outputs = signature.inputs, signature.outputs
+    inputs, outputs, model = signature.inputs, signature.outputs, manifest["model"]
+    # the address names the model; a client may repeat it, and every answer does
+    about = {"model_name": _said(manifest["name"]), "model_version": _said(manifest["version"])}
+    sequences = manifest.get("sequences")
+    answer = _infer_answer(outputs, about)
+    event = answer | {
+        "required": [*answer["required"], "parameters"],
+        "properties": answer["properties"] | {"parameters": _OF_EVENT},
+    }
+    longer = _in_pieces(inputs, sequences) if sequences else inputs
     return {
-        "InferRequest": _infer_request(inputs, outputs, sequences=sequences),
-        "InferAnswer": _infer_answer(outputs),
+        "InferRequest": _infer_request(inputs, outputs, about, sequences=bool(sequences)),
+        "InferAnswer": answer,
         "PredictRequest": _object({"data": _plain_inputs(inputs, texts="text" in model)}),
         "PredictAnswer": _object({"result": _plain_outputs(outputs, model)}),
+        "StreamRequest": _infer_request(longer, outputs, about, sequences=bool(sequences)),
+        "StreamedAnswer": {"anyOf": [event, *_LAST_EVENTS]},
+        "Event": EVENT,
+        "Accelerator": ACCELERATOR,
     }
 
 
-def stream_request(signature: Signature, sequences: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Return the schema of a request that is cut into pieces.
+def _said(value: object) -> dict[str, Any]:
+    return {"type": "string", "const": str(value)}
 
-    Args:
-        signature: What clients see.
-        sequences: `manifest["sequences"]`, whose axis may then be as long as all pieces together.
-    """
-    if not sequences:
-        return _infer_request(signature.inputs, signature.outputs, sequences=False)
+
+def _in_pieces(
+    inputs: Sequence[TensorSpec], sequences: Mapping[str, Any]
+) -> tuple[TensorSpec, ...]:
+    """Return the inputs of a request that is cut: as long as all pieces together."""
     axis = sequences["axis"] or 0
     longer = Dim(name="length", min=1)
-    inputs = [
+    return tuple(
         replace(spec, shape=(*spec.shape[:axis], longer, *spec.shape[axis + 1 :]))
         if spec.name in sequences["cut"]
         else spec
-        for spec in signature.inputs
-    ]
-    return _infer_request(inputs, signature.outputs, sequences=True)
+        for spec in inputs
+    )
 
 
 def _infer_request(
-    inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], *, sequences: bool
+    inputs: Sequence[TensorSpec],
+    outputs: Sequence[TensorSpec],
+    about: Mapping[str, Any],
+    *,
+    sequences: bool,
 ) -> dict[str, Any]:
     parameters: dict[str, Any] = {
         "binary_data_output": {"type": "boolean", "default": False},
@@ -135,6 +156,7 @@ def _infer_request(
     tensors = [_wire_tensor(spec, nullable=False) for spec in inputs]
     return _object(
         {
+            **about,
             "id": {"type": "string", "maxLength": _MAX_ID_CHARACTERS},
             "parameters": {"type": "object", "properties": parameters},
             "inputs": {
@@ -149,14 +171,13 @@ def _infer_request(
     )
 
 
-def _infer_answer(outputs: Sequence[TensorSpec]) -> dict[str, Any]:
+def _infer_answer(outputs: Sequence[TensorSpec], about: Mapping[str, Any]) -> dict[str, Any]:
     tensors = [_wire_tensor(spec, nullable=True) for spec in outputs]
     return {
         "type": "object",
-        "required": ["model_name", "model_version", "outputs"],
+        "required": [*about, "outputs"],
         "properties": {
-            "model_name": {"type": "string"},
-            "model_version": {"type": "string"},
+            **about,
             "id": {"type": "string"},
             "outputs": {"type": "array", "items": {"oneOf": tensors}},
         },
@@ -182,7 +203,12 @@ def _wire_tensor(spec: TensorSpec, *, nullable: bool) -> dict[str, Any]:
             "name": {"const": spec.name},
             "shape": _sizes(spec, asked=not nullable),
             "datatype": {"const": PROTOCOL_NAMES[spec.dtype]},
-            "parameters": {"type": "object"},
+            "parameters": {
+                "type": "object",
+                "properties": {"binary_data_size": {"type": "integer", "minimum": 0}},
+            }
+            if nullable
+            else {"type": "object"},
             "data": data,
         },
         required=required if nullable else [*required, "data"],

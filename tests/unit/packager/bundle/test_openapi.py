@@ -12,6 +12,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from packager.bundle.render import render_server
+from runtime.app import App
+from runtime.http1 import Head
+from runtime.nvidia.switching import SwitchingEngine
 from tests.unit.packager.bundle.small_servers import (
     colour_photos,
     colour_words,
@@ -19,7 +22,7 @@ from tests.unit.packager.bundle.small_servers import (
     several_types,
     table_rows,
 )
-from tests.unit.runtime.live_server import BATCH, tensor
+from tests.unit.runtime.live_server import BATCH, OpenRelease, infer_body, tensor
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -69,6 +72,18 @@ def resolve(document: Any, part: Any) -> Any:
     return part
 
 
+def closed(schema: Any) -> Any:
+    """Return a schema that takes nothing beside what it names."""
+    if isinstance(schema, list):
+        return [closed(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    found = {key: closed(item) for key, item in schema.items()}
+    if schema.get("type") == "object" and isinstance(schema.get("properties"), dict):
+        found["additionalProperties"] = False
+    return found
+
+
 def check_answer(document: Any, operation: Any, answer: tuple[int, str, Any]) -> None:
     """Check an answer against what the description says of it."""
     import jsonschema
@@ -76,7 +91,8 @@ def check_answer(document: Any, operation: Any, answer: tuple[int, str, Any]) ->
     status, kind, content = answer
     responses = operation["responses"]
     response = resolve(document, responses.get(str(status)) or responses[f"{status // 100}XX"])
-    schema = {**document, **response["content"][kind].get("schema", {})}
+    document = closed(document)
+    schema = {**document, **closed(response["content"][kind].get("schema", {}))}
     if kind == "application/json":
         jsonschema.Draft202012Validator(schema).validate(content)
     if kind == "text/event-stream":
@@ -158,13 +174,7 @@ def rows() -> dict[str, Any]:
 
 def described(inputs: list[Any], **manifest: Any) -> Any:
     """Return the description of a model that is not served."""
-    server = {"max_json_kb": 64, "metrics": True, "openapi": True, "plain": True, "page": True}
-    fields = {
-        "name": "m", "version": "1.0.0", "edgepack": "0.1.0",
-        "target": {"name": "cpu-x86_64", "python": "3.8", "memory_mib": 1024},
-        "engine": {"name": "onnxruntime", "precision": "fp32"},
-        "model": {"signature": {"inputs": inputs, "outputs": inputs}}, "server": server, **manifest,
-    }  # fmt: skip
+    fields = manifest_of(inputs, **manifest)
     return json.loads(render_server(fields)["server/openapi.json"])
 
 
@@ -184,6 +194,118 @@ def test_routes_that_are_off_are_not_described(rows: dict[str, Any]) -> None:
     paths = described([rows], server=server)["paths"]
     assert not {"/", "/page.json", "/predict", "/metrics"} & set(paths)
     assert {"/", "/page.json", "/predict", "/metrics"} <= set(described([rows])["paths"])
+
+
+def manifest_of(inputs: list[Any], **changes: Any) -> dict[str, Any]:
+    server = {"max_json_kb": 64, "metrics": True, "openapi": True, "plain": True, "page": True}
+    return {
+        "name": "m", "version": "1.0.0", "edgepack": "0.1.0",
+        "target": {"name": "cpu-x86_64", "python": "3.8", "memory_mib": 1024},
+        "engine": {"name": "onnxruntime", "precision": "fp32"},
+        "model": {"signature": {"inputs": inputs, "outputs": inputs}}, "server": server, **changes,
+    }  # fmt: skip
+
+
+class Sleeping:
+    """An engine that runs nothing."""
+
+    name, version, provider, precision, threads = "asleep", "1", "CPU", "fp32", 1
+
+    def run(self, feeds: Any, outputs: Any = None) -> Any:
+        del outputs
+        return feeds
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    "off", [(), ("page",), ("plain", "page"), ("metrics",), ("page", "plain", "metrics")]
+)
+@pytest.mark.parametrize("keeps_state", [False, True])
+def test_the_routes_that_are_described_are_those_of_the_server(
+    rows: dict[str, Any], off: tuple[str, ...], keeps_state: bool
+) -> None:
+    manifest = manifest_of([rows])
+    manifest["server"].update(dict.fromkeys(off, False))
+    if keeps_state:
+        manifest["sequences"] = {
+            "signature": manifest["model"]["signature"], "state": [], "axis": 0, "chunk": 4,
+            "cut": ["x"], "max_sequences": 4, "idle_s": 1.0,
+        }  # fmt: skip
+    app = App(OpenRelease(folder="nowhere", manifest=manifest), Sleeping())
+    served = {(path, endpoint.method) for path, endpoint in app._paths.items()}
+    document = json.loads(render_server(manifest)["server/openapi.json"])
+    described = {
+        (path, method.upper()) for path, methods in document["paths"].items() for method in methods
+    }
+    assert described == served
+
+
+def test_an_engine_that_may_change_is_described(rows: dict[str, Any]) -> None:
+    manifest = manifest_of([rows])
+    app = App(OpenRelease(folder="nowhere", manifest=manifest), SwitchingEngine(Sleeping()))
+    document = json.loads(render_server(manifest)["server/openapi.json"])
+    for path, ready in (
+        ("/v2/health/ready", False),
+        ("/v2/models/m/ready", True),
+        ("/v2/models/m", True),
+    ):
+        app.ready = ready
+        answer = app.admit(Head("GET", path, None, {}, 0, True, 1, False)).act(b"")
+        content = json.loads(answer.body)
+        assert content["accelerator"]["wanted"] == "tensorrt"
+        check_answer(
+            document, document["paths"][path]["get"], (answer.status, "application/json", content)
+        )
+
+
+def test_whatever_may_stand_in_requests_and_answers_is_described(
+    engine_library: Path, tmp_path: Path
+) -> None:
+    import jsonschema
+
+    with model("float16")(tmp_path, engine_library) as url:
+        _, _, document = fetch(f"{url}/openapi.json")
+        base = "/v2/models/small"
+        x = {"name": "x", "shape": [2, 3], "datatype": "FP16", "data": [0, 1, 2, 3, 4, 5]}
+        asked: dict[str, Any] = {
+            "model_name": "small", "model_version": "1.2.0", "id": "i",
+            "parameters": {"timeout": 10_000_000, "binary_data_output": False},
+            "inputs": [x], "outputs": [{"name": "y", "parameters": {"binary_data": False}}],
+        }  # fmt: skip
+        for path, schema in (
+            (f"{base}/infer", "InferRequest"),
+            (f"{base}/infer_stream", "StreamRequest"),
+        ):
+            described = {**closed(document), "$ref": f"#/components/schemas/{schema}"}
+            jsonschema.Draft202012Validator(described).validate(asked)
+            for name in ("model_name", "model_version"):
+                other = {**asked, name: "another"}
+                assert not jsonschema.Draft202012Validator(described).is_valid(other)
+                assert fetch(url + path, json.dumps(other).encode())[0] == 400
+            answer = fetch(url + path, json.dumps(asked).encode())
+            assert answer[0] == 200, answer
+            check_answer(document, document["paths"][path]["post"], answer)
+        assert b'"id":"i"' in answer[2]
+        del x["data"]
+        body, fields = infer_body(
+            {"inputs": [{**x, "parameters": {"binary_data_size": 12}}]}, b"\0\x7c" * 6
+        )
+        answer = fetch(f"{url}{base}/infer_stream", body, **fields)
+        assert answer[2].count(b'"non_finite":true') == 2, answer
+        check_answer(document, document["paths"][f"{base}/infer_stream"]["post"], answer)
+        x["data"] = [0] * 6
+        binary = {**asked, "outputs": [{"name": "y", "parameters": {"binary_data": True}}]}
+        status, kind, content = fetch(f"{url}{base}/infer", json.dumps(binary).encode())
+        assert (status, kind) == (200, "application/octet-stream")
+        told = json.JSONDecoder().raw_decode(content.decode("latin-1"))[0]
+        operation = document["paths"][f"{base}/infer"]["post"]
+        check_answer(document, operation, (200, "application/json", told))
+        assert told["outputs"][0]["parameters"] == {"binary_data_size": 12}
+        refused = fetch(f"{url}{base}/infer_stream", json.dumps(binary).encode())
+        assert refused[0] == 400
+        check_answer(document, document["paths"][f"{base}/infer_stream"]["post"], refused)
 
 
 def test_the_parameters_of_a_sequence_are_described_for_models_with_state_alone(
