@@ -172,6 +172,24 @@ def test_without_an_engine_one_run_uses_onnxruntime_and_says_why(device: Device)
     assert "onnxruntime" in run_samples(device.release)["engine"]
 
 
+@pytest.mark.parametrize("asked", [False, True])
+def test_host_code_inside_an_engine_runs_only_where_the_bundle_asks_for_it(
+    device: Device, gpu: StandinGpu, monkeypatch: pytest.MonkeyPatch, asked: bool
+) -> None:
+    device.release.manifest["tensorrt"]["version_compatible"] = asked
+    allowed: list[bool] = []
+    plain = gpu.trt.Runtime.deserialize_cuda_engine
+
+    def watched(runtime: Any, plan: Any) -> Any:
+        allowed.append(runtime.engine_host_code_allowed)
+        return plain(runtime, plan)
+
+    monkeypatch.setattr(gpu.trt.Runtime, "deserialize_cuda_engine", watched)
+    switch = device.open(serving=True)
+    until(lambda: switch.state == "live", describe_choice(switch) or "")
+    assert allowed == [asked]
+
+
 def test_the_kind_of_memory_is_measured_once(device: Device, gpu: StandinGpu) -> None:
     gpu.configure(integrated=True)
     switch = device.open(serving=True)
