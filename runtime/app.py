@@ -309,7 +309,7 @@ def _plain_protocol(
         from .results import read_words
 
         say_labels = read_words(manifest, release)
-    return PlainProtocol(signature, tokenize, say_labels)
+    return PlainProtocol(signature, tokenize, say_labels, manifest.get("bodies", ()))
 
 
 def default_routes(manifest: Mapping[str, Any]) -> Tuple[Tuple[str, str], ...]:

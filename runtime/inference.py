@@ -141,10 +141,7 @@ class InferenceProtocol:
         wire_type = fields.get("datatype")
         known = BY_PROTOCOL.get(wire_type) if type(wire_type) is str else None
         if known is None:
-            raise BadRequest(
-                "input `%s` needs a `datatype`, here `%s`"
-                % (name, BY_NAME[self._signature.inputs[name].dtype].protocol)
-            )
+            raise self._signature.wrong_datatype(name, wire_type)
         dtype = known.name
         self._signature.check_dtype(name, dtype)
         parameters = fields.get("parameters")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Callable, Dict, List, Mapping, Optional, Union
+from typing import Any, Callable, Dict, Iterable, List, Mapping, Optional, Union
 
 from .errors import BadRequest
 from .http1 import JSON_TYPE, Answer
@@ -19,6 +19,7 @@ class PlainProtocol:
         signature: The model's.
         tokenize: Turns texts into the model's inputs; None for a model that takes no text.
         say: Returns labels by name for an answer, which then is an object.
+        bodies: Media types that are served beside JSON.
 
     Attributes:
         tokenize: As given.
@@ -29,10 +30,12 @@ class PlainProtocol:
         signature: Signature,
         tokenize: Optional[Callable[[List[str]], Dict[str, Tensor]]] = None,
         say: Optional[Callable[[Mapping[str, Tensor]], Dict[str, Any]]] = None,
+        bodies: Iterable[str] = (),
     ) -> None:
         self._signature = signature
         self.tokenize = tokenize
         self._say = say
+        self._bodies = sorted(bodies)
         self._writer = Writer()
 
     def decode(self, body: Union[bytes, bytearray]) -> Dict[str, Tensor]:
@@ -43,9 +46,14 @@ class PlainProtocol:
         Raises:
             BadRequest: says what is wrong.
         """
-        document = loads(body)
+        try:
+            document = loads(body)
+        except BadRequest as error:
+            if self._bodies and body and not bytes(body[:1]).strip(b' \t\r\n[{"'):
+                raise
+            raise BadRequest(error.message, hint=self._other_bodies()) from None
         if type(document) is not dict or "data" not in document:
-            raise BadRequest('the body has to be {"data": …}')
+            raise BadRequest('the body has to be {"data": …}', hint=_other_form(document))
         if len(document) != 1:
             odd = next(key for key in document if key != "data")
             raise BadRequest("the request has no `%s`, only `data`" % clip(odd))
@@ -79,6 +87,13 @@ class PlainProtocol:
         self._signature.check(feeds)
         return feeds
 
+    def _other_bodies(self) -> Optional[str]:
+        """Return how a file is sent that came as if it were JSON."""
+        if not self._bodies:
+            return None
+        kinds = " or ".join("`%s`" % kind for kind in self._bodies)
+        return "a body that is no JSON needs its `Content-Type`, here %s" % kinds
+
     def encode(self, results: Mapping[str, Tensor]) -> Answer:
         """Return the answer: nested lists, or an object by name where there is more than one.
 
@@ -96,6 +111,13 @@ class PlainProtocol:
         result = texts[0] if alone else "{%s}" % ",".join(texts)
         body = ('{"result":%s}' % result).encode("ascii")
         return Answer(200, body, JSON_TYPE if exact else JSON_TYPE + NON_FINITE)
+
+
+def _other_form(document: object) -> Optional[str]:
+    """Return where a body belongs that is of the protocol's form."""
+    if type(document) is dict and "inputs" in document:
+        return "a request with `inputs` goes to `/v2/models/NAME/infer`"
+    return None
 
 
 def _texts(data: Any) -> Optional[List[str]]:

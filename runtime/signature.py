@@ -80,9 +80,17 @@ class Signature:
         """
         spec = self._input(name)
         if dtype != spec.dtype:
-            raise BadRequest(
-                "input `%s` is %s where the model takes %s" % (name, dtype, spec.dtype)
-            )
+            said, taken = BY_NAME[dtype].protocol, BY_NAME[spec.dtype].protocol
+            raise BadRequest("input `%s` is %s where the model takes %s" % (name, said, taken))
+
+    def wrong_datatype(self, name: str, datatype: object) -> BadRequest:
+        """Return what is wrong with a `datatype` that the protocol does not have."""
+        spec = self._input(name)
+        known = BY_NAME[spec.dtype].protocol
+        if type(datatype) is str and datatype:
+            message = "`%s` of input `%s` is no `datatype`" % (datatype[:40], name)
+            return BadRequest(message, hint="it is `%s`" % known)
+        return BadRequest("input `%s` needs a `datatype`, here `%s`" % (name, known))
 
     def check_shape(self, name: str, shape: Sequence[object]) -> None:
         """Check one input's shape, before its data is decoded or takes memory.

@@ -77,8 +77,12 @@ def predict(
     cache_dir.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix="predict-", dir=cache_dir) as folder:
         arguments = ["predict", "--top", str(top)]
-        for index, path in enumerate(inputs):
-            arguments += ["-i", str(_tensor_file(bundle, path, Path(folder) / f"{index}"))]
+        files = [
+            _tensor_file(bundle, path, Path(folder) / f"{index}")
+            for index, path in enumerate(inputs)
+        ]
+        for file in files:
+            arguments += ["-i", str(file)]
         if output is not None:
             arguments += ["-o", str(output.absolute())]
         if as_json:
@@ -86,7 +90,30 @@ def predict(
         done = run_runtime(
             arguments, bundle=bundle, cache_dir=cache_dir, timeout_s=_PREDICT_TIMEOUT_S
         )
-    return done.stdout
+    names = [(file.name, path.name) for file, path in zip(files, inputs, strict=True)]
+    return _named_as_given(done.stdout, names, as_json=as_json)
+
+
+def _named_as_given(printed: str, names: Sequence[tuple[str, str]], *, as_json: bool) -> str:
+    """Return what a bundle printed of files decoded here, with the names that the user gave.
+
+    Args:
+        printed: The bundle's answer.
+        names: For each result in order the name that the bundle was given, and the user's.
+        as_json: In which form the bundle answered.
+    """
+    if as_json:
+        document = json.loads(printed)
+        for result, (_, name) in zip(document["results"], names, strict=True):
+            result["input"] = name
+        return json.dumps(document, ensure_ascii=False, indent=2) + "\n"
+    lines = printed.split("\n")
+    at = 0
+    for given, name in names:
+        at = lines.index(f"{given}:", at)
+        lines[at] = f"{name}:"
+        at += 1
+    return "\n".join(lines)
 
 
 def serve(bundle: Path, options: Sequence[str], *, cache_dir: Path) -> NoReturn:

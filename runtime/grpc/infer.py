@@ -142,10 +142,7 @@ class InferMessages:
         self._signature.check_shape(name, item.shape)
         known = BY_PROTOCOL.get(item.datatype)
         if known is None:
-            raise BadRequest(
-                "input `%s` needs a `datatype`, here `%s`"
-                % (name, BY_NAME[self._signature.inputs[name].dtype].protocol)
-            )
+            raise self._signature.wrong_datatype(name, item.datatype)
         dtype = known.name
         self._signature.check_dtype(name, dtype)
         _check_parameters(item.parameters)

@@ -124,7 +124,9 @@ class Service:
         known = _UNSERVED.get(service)
         if known is None:
             raise BadRequest(
-                "there is no service `%s` here" % clip(service), 501, "it has `%s`" % INFERENCE
+                "there is no service `%s` here" % clip(service),
+                501,
+                "it has `%s` and `%s`" % (INFERENCE, HEALTH),
             )
         raise BadRequest("`%s` is not served" % clip(name), 501, known.get(name))
 

@@ -114,3 +114,26 @@ def test_large_and_empty_shapes_are_written_like_small_ones(shape: tuple[int, ..
     writer = Writer()
     assert json.loads(writer.flat(sent)[0]) == sent.to_flat()
     assert json.loads(writer.nested(sent)[0]) == sent.to_nested()
+
+
+@pytest.mark.parametrize("body", [b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0", b"x,y\n1,2\n", b""])
+def test_a_file_that_came_as_json_is_told_to_say_its_kind(body: bytes) -> None:
+    protocol = PlainProtocol(ONE, bodies=["text/csv", "image/png"])
+    with pytest.raises(BadRequest) as caught:
+        protocol.decode(body)
+    assert caught.value.hint == (
+        "a body that is no JSON needs its `Content-Type`, here `image/png` or `text/csv`"
+    )
+
+
+@pytest.mark.parametrize("body", [b'{"data": [', b"[1,", b' {"data"}'])
+def test_broken_json_is_told_as_what_it_is(body: bytes) -> None:
+    with pytest.raises(BadRequest) as caught:
+        PlainProtocol(ONE, bodies=["text/csv"]).decode(body)
+    assert caught.value.hint is None
+
+
+def test_a_request_of_the_protocol_is_told_where_it_belongs() -> None:
+    with pytest.raises(BadRequest) as caught:
+        PlainProtocol(ONE).decode(b'{"inputs": []}')
+    assert caught.value.hint == "a request with `inputs` goes to `/v2/models/NAME/infer`"

@@ -102,8 +102,23 @@ def test_a_shape_from_the_wire_may_hold_anything(shape: list[Any]) -> None:
 def test_a_declared_type_is_checked_on_its_own() -> None:
     signature = Signature(WIRE)
     signature.check_dtype("scale", "float32")
-    with pytest.raises(BadRequest, match="input `scale` is float64 where the model takes float32"):
+    with pytest.raises(BadRequest, match="input `scale` is FP64 where the model takes FP32"):
         signature.check_dtype("scale", "float64")
+
+
+@pytest.mark.parametrize(
+    ("datatype", "message", "hint"),
+    [
+        ("fp32", "`fp32` of input `scale` is no `datatype`", "it is `FP32`"),
+        ("", "input `scale` needs a `datatype`, here `FP32`", None),
+        (7, "input `scale` needs a `datatype`, here `FP32`", None),
+    ],
+)
+def test_a_type_that_the_protocol_does_not_have_is_told_with_the_one_it_is(
+    datatype: object, message: str, hint: str | None
+) -> None:
+    error = Signature(WIRE).wrong_datatype("scale", datatype)
+    assert (error.message, error.hint, error.status) == (message, hint, 400)
 
 
 def test_one_dimension_twice_in_one_input_has_one_size() -> None:

@@ -74,3 +74,18 @@ def test_sound_is_decoded_as_the_manifest_says(tmp_path: Path) -> None:
     with np.load(file) as arrays:
         assert arrays["sound"].shape == (2, 50)
         assert arrays["sound"][1, 0] * 32768 == 50
+
+
+def test_an_answer_names_the_files_as_they_were_given(small_bundle: Bundle, tmp_path: Path) -> None:
+    (spec,) = local.read_manifest(small_bundle.path)["model"]["signature"]["inputs"]
+    names = [f"{spec['name']}.{index}" for index in range(spec["shape"][1])]
+    table = tmp_path / "rows.csv"
+    table.write_text(",".join(names) + "\n" + ",".join("1" for _ in names) + "\n")
+    for as_json in (False, True):
+        shown = local.predict(
+            small_bundle.path, [table, table], output=None, top=5,
+            cache_dir=tmp_path / "cache", as_json=as_json,
+        )  # fmt: skip
+        named = '"input": "rows.csv"' if as_json else "rows.csv:"
+        assert shown.count(named) == 2
+        assert "npz" not in shown

@@ -180,7 +180,7 @@ def _broken(change: Any) -> bytes:
         (lambda m: setattr(m.inputs[0], "name", ""), "an input needs a `name`", 400),
         (lambda m: setattr(m.inputs[0], "name", "q" * 200), "no input `qqq", 400),
         (lambda m: setattr(m.inputs[0], "datatype", ""), "needs a `datatype`, here `FP32`", 400),
-        (lambda m: setattr(m.inputs[0], "datatype", "INT8"), "is int8 where the model", 400),
+        (lambda m: setattr(m.inputs[0], "datatype", "INT8"), "is INT8 where the model", 400),
         (lambda m: m.inputs[0].shape.append(1), "has 2 dimensions where the model", 400),
         (lambda m: m.inputs[0].ClearField("shape"), "has 0 dimensions where the model", 400),
         (lambda m: m.inputs[0].shape.__setitem__(0, -1), "has size -1 in dimension", 400),
