@@ -11,6 +11,7 @@ samples have 25 bits, weights 30, and the weights of a phase add up to less than
 from __future__ import annotations
 
 import math
+import threading
 from array import array
 from typing import Dict, List, Sequence, Tuple
 
@@ -23,8 +24,8 @@ _SAMPLE_BITS = 24
 _WEIGHT_BITS = 30
 _LANE_BITS = 64
 _LANES = 1024
-# Odd rates have thousands of phases. A sound of two bytes can ask for all their weights, of which
-# each takes 6 us to make; every usual rate stays below 83,000.
+# Odd rates have thousands of phases, and each weight takes 0.6 us to make; every usual rate stays
+# below 83,000.
 _MOST_WEIGHTS = 1 << 17
 # In products: a few seconds of work.
 _MOST_WORK = 1 << 30
@@ -32,7 +33,8 @@ _KEPT_FILTERS = 4
 # Below it no float32 is a number of full precision.
 _SILENCE = 1e-37
 
-Filter = List[Tuple[int, List[int], int]]
+# Of one phase: its first sample, its weights as integers, and their sum.
+Phase = Tuple[int, List[int], int]
 
 
 class Resampler:
@@ -44,7 +46,7 @@ class Resampler:
 
     def __init__(self, wanted: int) -> None:
         self._wanted = wanted
-        self._filters: Dict[int, Filter] = {}
+        self._filters: Dict[int, _Filters] = {}
 
     def count(self, samples: int, rate: int) -> int:
         """Return how many samples come out of `samples` of them.
@@ -81,13 +83,16 @@ class Resampler:
         peak = max(map(abs, values))
         if peak < _SILENCE:
             return array("d", bytes(8 * self.count(len(values), rate)))
+        count = self.count(len(values), rate)
+        up, down = self._ratio(rate)
         filters = self._filters.get(rate)
         if filters is None:
+            # two threads may do this at once: both make the same
             if len(self._filters) >= _KEPT_FILTERS:
                 self._filters.clear()
-            filters = self._filters[rate] = self._design(rate)
-        _, down = self._ratio(rate)
-        return _apply(values, peak, filters, self.count(len(values), rate), down)
+            cut_off = _CUT_OFF * min(1.0, self._wanted / rate)
+            filters = self._filters[rate] = _Filters(up, down, self._reach(rate), cut_off)
+        return _apply(values, peak, filters.first(min(up, count)), count, up, down)
 
     def _ratio(self, rate: int) -> Tuple[int, int]:
         common = math.gcd(rate, self._wanted)
@@ -96,32 +101,72 @@ class Resampler:
     def _reach(self, rate: int) -> int:
         return math.ceil(_ZERO_CROSSINGS / min(1.0, self._wanted / rate))
 
-    def _design(self, rate: int) -> Filter:
-        """Return of each phase its first sample, its weights as integers, and their sum."""
-        up, down = self._ratio(rate)
-        reach = self._reach(rate)
-        cut_off = _CUT_OFF * min(1.0, self._wanted / rate)
+
+class _Filters:
+    """The phases of one ratio, made when a sound is long enough to need them.
+
+    Args:
+        up: Phases there are.
+        down: Inputs for that many outputs.
+        reach: Inputs on either side of an output.
+        cut_off: As a share of the input's Nyquist frequency.
+    """
+
+    def __init__(self, up: int, down: int, reach: int, cut_off: float) -> None:
+        self._up, self._down = up, down
+        self._reach = reach
+        self._lock = threading.Lock()
+        self._phases: List[Phase] = []
+        self._weights: Dict[int, List[int]] = {}  # by the place between two inputs, times `up`
+        self._turn = math.pi * cut_off
+        self._taps = [
+            (tap, math.sin(self._turn * tap), math.cos(self._turn * tap))
+            for tap in range(-reach + 1, reach + 1)
+        ]
+        self._window = _window_terms()
+
+    def first(self, count: int) -> List[Phase]:
+        """Return the first phases, at most `up` of them."""
+        with self._lock:
+            for phase in range(len(self._phases), count):
+                start, place = divmod(phase * self._down, self._up)
+                weights = self._weights.get(place)
+                if weights is None:
+                    weights = self._weights[place] = self._design(place / self._up)
+                    # the filter is symmetric: seen from the other input it is the same
+                    self._weights[self._up - place] = weights[::-1]
+                self._phases.append((start, weights, sum(weights)))
+            return self._phases[:count]
+
+    def _design(self, fraction: float) -> List[int]:
+        """Return the weights of an output that lies so far behind an input."""
+        sine, cosine = math.sin(self._turn * fraction), math.cos(self._turn * fraction)
+        highest, *terms = self._window
+        step = 1.0 / (self._reach * self._reach)
         found = []
-        for phase in range(up):
-            start, fraction = divmod(phase * down, up)
-            places = [tap - fraction / up for tap in range(-reach + 1, reach + 1)]
-            weights = [_sinc(cut_off * place) * _window(place / reach) for place in places]
-            # each phase passes a constant unchanged
-            scale = (1 << _WEIGHT_BITS) / math.fsum(weights)
-            whole = [round(weight * scale) for weight in weights]
-            found.append((start, whole, sum(whole)))
-        return found
+        for tap, tap_sine, tap_cosine in self._taps:
+            place = tap - fraction
+            inside = 1.0 - place * place * step
+            window = highest
+            for term in terms:
+                window = window * inside + term
+            # sin(turn · place), from the tap's own angle and the fraction's
+            wave = tap_sine * cosine - tap_cosine * sine
+            found.append(window * (wave / place if place else self._turn))
+        # each phase passes a constant unchanged
+        scale = (1 << _WEIGHT_BITS) / math.fsum(found)
+        return [round(weight * scale) for weight in found]
 
 
-def _apply(
-    values: Sequence[float], peak: float, filters: Filter, count: int, down: int
+def _apply(  # noqa: PLR0917 - a sound, its filter, and the sizes of both
+    values: Sequence[float], peak: float, phases: List[Phase], count: int, up: int, down: int
 ) -> Sequence[float]:
-    up, taps = len(filters), len(filters[0][1])
+    taps = len(phases[0][1])
     before = taps // 2 - 1
     full = (1 << _SAMPLE_BITS) / peak
     # Lanes must not be negative: silence is in the middle.
     middle = 1 << _SAMPLE_BITS
-    widest = filters[-1][0] + taps
+    widest = phases[-1][0] + taps
     spare = -(-widest // down)
     groups = -(-count // up)
     silence = array("q", [middle])
@@ -132,7 +177,7 @@ def _apply(
     for first in range(0, groups, _LANES):
         lanes = min(_LANES, groups - first)
         columns = _columns(padded, first * down, down, lanes + spare, widest)
-        for phase, (start, weights, total) in enumerate(filters):
+        for phase, (start, weights, total) in enumerate(phases):
             summed = 0
             for tap, weight in enumerate(weights, start):
                 summed += weight * columns[tap]
@@ -171,18 +216,13 @@ def _lanes_of(summed: int, lanes: int) -> array[int]:
     return array("q", [lane - bias for lane in found])
 
 
-def _sinc(x: float) -> float:
-    return math.sin(math.pi * x) / (math.pi * x) if x else 1.0
+def _window_terms() -> List[float]:
+    """Return the Kaiser window as a polynomial of 1 - x², the highest power first.
 
-
-def _window(x: float) -> float:
-    """Return the Kaiser window at x in -1..1, but for a factor that all weights share."""
-    half = _BETA * math.sqrt(max(0.0, 1.0 - x * x)) / 2
-    total = term = 1.0
-    index = 1
-    # Bessel's I0 by its power series; 40 terms are exact for this beta.
-    while index < 40 and term > total * 1e-17:
-        term *= (half / index) ** 2
-        total += term
-        index += 1
-    return total
+    Bessel's I0 by its power series, but for a factor that all weights share; what is left out is
+    less than the last bit of a weight.
+    """
+    terms = [1.0]
+    while terms[-1] > 1e-9:
+        terms.append(terms[-1] * (_BETA / 2 / len(terms)) ** 2)
+    return terms[::-1]

@@ -91,6 +91,21 @@ def test_short_and_long_sounds_are_resampled_alike(count: int) -> None:
         assert np.abs(np.array(found) - right).max() <= 1e3 * TOLERANCE
 
 
+def test_a_sound_costs_only_the_phases_that_it_needs_and_a_longer_one_the_rest() -> None:
+    resampler = Resampler(16000)
+    for count, phases in ((1, 2), (100, 146), (1, 146), (2000, 640), (50, 640)):
+        values = noise(count)
+        found = np.array(resampler.resample(values.tolist(), 11025))
+        assert np.abs(found - resample(values, 11025, 16000)).max() <= TOLERANCE
+        assert len(resampler._filters[11025]._phases) == phases
+
+
+def test_an_odd_rate_that_is_just_taken_becomes_the_same_samples() -> None:
+    values = noise(1100)
+    found = np.array(Resampler(16000).resample(values.tolist(), 15984))
+    assert np.abs(found - resample(values, 15984, 16000)).max() <= TOLERANCE
+
+
 def test_silence_and_the_faintest_sound_are_resampled() -> None:
     for level in (0.0, 5e-324, 1e-30):
         found = Resampler(16000).resample([level] * 100, 8000)
