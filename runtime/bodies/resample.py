@@ -24,7 +24,7 @@ _SAMPLE_BITS = 24
 _WEIGHT_BITS = 30
 _LANE_BITS = 64
 _LANES = 1024
-# Odd rates have thousands of phases, and each weight takes 0.6 us to make; every usual rate stays
+# Odd rates have thousands of phases, and each weight takes 0.7 us to make; every usual rate stays
 # below 83,000.
 _MOST_WEIGHTS = 1 << 17
 # In products: a few seconds of work.
@@ -223,6 +223,6 @@ def _window_terms() -> List[float]:
     less than the last bit of a weight.
     """
     terms = [1.0]
-    while terms[-1] > 1e-9:
+    while terms[-1] > 1e-7:
         terms.append(terms[-1] * (_BETA / 2 / len(terms)) ** 2)
     return terms[::-1]
