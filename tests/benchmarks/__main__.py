@@ -17,6 +17,7 @@ NAMES = (
     "grpc_serving",
     "batching",
     "saturated",
+    "health",
     "compressing",
 )
 # Only by name: single passes on one model, and other tools, which take longer.
