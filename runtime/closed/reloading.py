@@ -8,7 +8,7 @@ from typing import Callable, Generic, Optional, Sequence, Tuple, TypeVar
 from ..errors import DeviceError
 
 _T = TypeVar("_T")
-_Stamp = Tuple[Optional[Tuple[int, int, int]], ...]
+_Stamp = Tuple[Optional[Tuple[int, int, int, int]], ...]
 
 
 class Reloading(Generic[_T]):
@@ -16,7 +16,8 @@ class Reloading(Generic[_T]):
 
     Args:
         what: What it is, in words, for the log.
-        paths: The files; looked at by time, size and inode, so links may be switched too.
+        paths: The files; looked at by times, size and inode, so links may be switched too, and
+            a file that was refused for its mode is read once its mode is mended.
         load: Reads them all.
         use: Takes what was read anew.
         say: Takes the name of an event and its fields for the log.
@@ -74,9 +75,9 @@ class Reloading(Generic[_T]):
         return tuple(_stamp_of(path) for path in self._paths)
 
 
-def _stamp_of(path: str) -> Optional[Tuple[int, int, int]]:
+def _stamp_of(path: str) -> Optional[Tuple[int, int, int, int]]:
     try:
         status = os.stat(path)
     except OSError:
         return None
-    return status.st_mtime_ns, status.st_size, status.st_ino
+    return status.st_mtime_ns, status.st_ctime_ns, status.st_size, status.st_ino

@@ -101,6 +101,15 @@ def test_a_signal_reads_at_once_and_tries_bad_files_again(world: World) -> None:
     assert world.loads == 4
 
 
+def test_a_file_whose_mode_is_mended_is_read_again(world: World) -> None:
+    for mode in (0o666, 0o600):
+        loads = world.loads
+        world.paths[1].chmod(mode)
+        world.reloading.look()
+        world.reloading.look()
+        assert world.loads == loads + 1
+
+
 def test_a_link_that_is_switched_is_a_change(tmp_path: Path, world: World) -> None:
     # as Kubernetes renews a mounted secret
     other = tmp_path / "other"
