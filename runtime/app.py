@@ -36,6 +36,7 @@ UNBOUNDED_BYTES = 16 << 20
 MAX_IGNORED_BODY_BYTES = 4096
 PAGE_ROUTES = ("page", "page_facts")
 _BINARY_LENGTH = "inference-header-content-length"
+_BINARY_ADVICE = "send tensors in binary to `/v2/models/%s/infer`: the binary tensor extension"
 
 
 class Limits(NamedTuple):
@@ -146,7 +147,7 @@ class App:
             return _refuse(head, endpoint.route, BadRequest(message, 415))
         try:
             form = self._body_form(head) if endpoint.route == "predict" else None
-            limit, header_bytes = self._body_limit(head, endpoint, form)
+            limit, header_bytes, advice = self._body_limit(head, endpoint, form)
         except BadRequest as error:
             return _refuse(head, endpoint.route, error)
         task = endpoint.task
@@ -156,7 +157,8 @@ class App:
             task = task._replace(decode=partial(self._decode_binary, header_bytes))
         act = endpoint.act if task is None else partial(perform, task)
         stream = self._stream(header_bytes) if endpoint.streamed else None
-        return Admission(head, endpoint.route, act, limit, None, task, stream, endpoint.scope)
+        route, scope = endpoint.route, endpoint.scope
+        return Admission(head, route, act, limit, None, task, stream, scope, advice=advice)
 
     def _endpoints(self) -> Dict[str, _Endpoint]:
         def get(route: str, act: Callable[[Body], Answer], scope: str = "any") -> _Endpoint:
@@ -211,22 +213,22 @@ class App:
 
     def _body_limit(
         self, head: Head, endpoint: _Endpoint, form: Optional[BodyForm]
-    ) -> Tuple[int, Optional[int]]:
-        """Return the most bytes of a body, and of the JSON in front of binary tensors if any.
+    ) -> Tuple[int, Optional[int], str]:
+        """Return a body's most bytes, those of JSON before binary tensors if any, and a hint.
 
         Raises:
             BadRequest: the declared length is past the limit (413) or contradicts itself.
         """
+        header_bytes, advice = None, "no request that this model takes is that large"
         if endpoint.method == "GET":
-            limit, header_bytes = MAX_IGNORED_BODY_BYTES, None
-            advice = "this route takes no body"
+            limit, advice = MAX_IGNORED_BODY_BYTES, "this route takes no body"
         elif form is not None:
-            limit, header_bytes = form.most_bytes, None
-            advice = "no request that this model takes is that large"
+            limit = form.most_bytes
         else:
             header_bytes = _header_bytes(head)
             limit = self.limits.json_bytes
-            advice = "send the tensors in binary, as the protocol's binary tensor extension says"
+            if header_bytes is None:
+                advice = _BINARY_ADVICE % self.name
         if header_bytes is not None:
             if header_bytes > limit:
                 raise BadRequest("the request's JSON is larger than %d bytes" % limit, 413)
@@ -234,9 +236,8 @@ class App:
             if endpoint.streamed:
                 binary_bytes = self._open_streams().max_tensor_bytes
             limit = header_bytes + binary_bytes
-            advice = "no request that this model takes is that large"
         if head.length is None:
-            return limit, header_bytes
+            return limit, header_bytes, advice
         if header_bytes is not None and header_bytes > head.length:
             raise BadRequest(
                 "`Inference-Header-Content-Length` is %d but `Content-Length` is %d"
@@ -246,7 +247,7 @@ class App:
             raise BadRequest(
                 "the body has %d bytes where %d are the limit" % (head.length, limit), 413, advice
             )
-        return limit, header_bytes
+        return limit, header_bytes, advice
 
     def _decode_binary(self, header_bytes: int, body: Body) -> InferRequest:
         return self._protocol.decode(body, header_bytes)

@@ -10,7 +10,7 @@ from .logs import log
 
 def error_answer(error: BadRequest, fields: bytes = JSON_TYPE) -> Answer:
     """Return the answer that tells a client what was wrong."""
-    document = {"error": error.message if error.hint is None else _with_hint(error)}
+    document = {"error": _with_hint(error) if error.hint else error.message}
     return Answer(error.status, dumps(document).encode("ascii"), fields + error.fields)
 
 

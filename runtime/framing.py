@@ -33,6 +33,7 @@ class Admission(NamedTuple):
         stream: A task whose answers are sent one by one, each an event.
         scope: What a caller's key must allow; empty where none is needed.
         fields: Header lines for the answer, whichever it will be.
+        advice: What a client is told whose body turns out to be larger.
     """
 
     head: Head
@@ -44,6 +45,7 @@ class Admission(NamedTuple):
     stream: Any = None
     scope: str = ""
     fields: bytes = b""
+    advice: str = ""
 
 
 class BodyBudget:
@@ -232,7 +234,7 @@ class RequestReader:
         self._budget.take(len(self._buffer))
         self._taken = len(self._buffer)
         if head.length is None:
-            self._chunks = ChunkedBody(admission.max_body_bytes)
+            self._chunks = ChunkedBody(admission.max_body_bytes, admission.advice)
         else:
             self._parts = bytearray(self._buffer)
             self._buffer = b""

@@ -178,11 +178,13 @@ class ChunkedBody:
 
     Args:
         limit: The most bytes that the decoded body may have.
+        advice: What a client is told whose body has more.
     """
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, advice: str = "") -> None:
         self.data = bytearray()
         self._limit = limit
+        self._advice = advice
         self._pending = b""
         self._missing = 0  # bytes of the current chunk, its CR LF included
         self._last = False
@@ -220,7 +222,8 @@ class ChunkedBody:
             raise BadRequest("a chunk's size is not up to eight hexadecimal digits")
         size = int(line, 16)
         if len(self.data) + size > self._limit:
-            raise BadRequest("the body is larger than %d bytes" % self._limit, 413)
+            message = "the body is larger than %d bytes" % self._limit
+            raise BadRequest(message, 413, self._advice)
         if size:
             self._missing = size + 2
         else:

@@ -71,7 +71,8 @@ class Rest:
             self._owner.give_up(self._exchange, PROTOCOL_ERROR)
             return
         if size > limit:
-            self._send(error_answer(BadRequest("the body is larger than %d bytes" % limit, 413)))
+            message = "the body is larger than %d bytes" % limit
+            self._send(error_answer(BadRequest(message, 413, self._admission.advice)))
             return
         try:
             self._owner.budget.take(len(piece))

@@ -90,8 +90,8 @@ def test_what_follows_a_chunked_body_is_given_back() -> None:
 
 def test_a_chunked_body_past_its_limit_is_refused_before_it_is_kept() -> None:
     with pytest.raises(BadRequest, match="larger than 700 bytes") as caught:
-        ChunkedBody(limit=700).feed(CHUNKED)
-    assert caught.value.status == 413
+        ChunkedBody(700, "send less").feed(CHUNKED)
+    assert (caught.value.status, caught.value.hint) == (413, "send less")
 
 
 def admit(found: Head) -> Admission:
