@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
+from packager.artifact import Parts
 from packager.bundle import golden as module
 from packager.bundle.golden import make_golden, pack_npz
 from packager.data import Samples
@@ -101,6 +102,19 @@ def test_a_real_sample_past_the_budget_is_a_miss(small_artifact: Artifact, tmp_p
     with pytest.raises(BudgetMissed, match=r"a cosine of .* with the original") as caught:
         make_golden(other, samples=samples, seed=0, min_cosine=0.99, workdir=tmp_path)
     assert caught.value.exit_code == 7
+
+
+def test_a_bundle_in_parts_is_held_to_what_its_parts_compute(
+    small_artifact: Artifact, tmp_path: Path
+) -> None:
+    core = _negated(small_artifact, tmp_path)
+    parts = replace(small_artifact, parts=Parts(head=None, core=core.path, tail=None))
+    golden, wanted = (
+        make_golden(artifact, samples=None, seed=0, min_cosine=0.99, workdir=tmp_path)
+        for artifact in (parts, core)
+    )
+    assert contents(golden) == contents(wanted)
+    assert golden.table["original"] == wanted.table["original"]
 
 
 def test_noise_past_the_budget_lowers_the_recorded_bound(
