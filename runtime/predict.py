@@ -100,7 +100,7 @@ def run_predict(
 def _read_feeds(path: str, signature: Signature, release: Release) -> Dict[str, Tensor]:
     suffix = os.path.splitext(path)[1].lower()
     if suffix == ".npz":
-        return read_npz(path)
+        return _rounded(read_npz(path), signature)
     kind = kind_of_file(path)
     if kind is not None or suffix in _OTHER_PHOTOS:
         return _read_body(path, kind, signature, release)
@@ -113,7 +113,22 @@ def _read_feeds(path: str, signature: Signature, release: Release) -> Dict[str, 
             "`%s` holds one array, and the model takes %d inputs" % (path, len(signature.inputs)),
             "give an .npz with the arrays %s" % ", ".join("`%s`" % n for n in signature.inputs),
         )
-    return {next(iter(signature.inputs)): read_npy(_read_file(path), path)}
+    feeds = {next(iter(signature.inputs)): read_npy(_read_file(path), path)}
+    return _rounded(feeds, signature)
+
+
+def _rounded(feeds: Dict[str, Tensor], signature: Signature) -> Dict[str, Tensor]:
+    """Return float32 arrays as bfloat16 where the model takes that: NumPy has none to save.
+
+    Raises:
+        BadRequest: a number is not finite as bfloat16.
+    """
+    for name, tensor in feeds.items():
+        spec = signature.inputs.get(name)
+        if spec is not None and spec.dtype == "bfloat16" and tensor.dtype == "float32":
+            shape = tensor.shape
+            feeds[name] = Tensor.from_flat(tensor.to_flat(), shape, spec.dtype, where=name)
+    return feeds
 
 
 def _read_body(
