@@ -9,6 +9,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
+    from numpy.typing import NDArray
+
 DTYPES: Final = (
     "float32", "float64", "float16", "bfloat16",
     "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64",
@@ -161,6 +163,25 @@ class Model:
     def size_bytes(self) -> int:
         """Return the bytes of all its files."""
         return sum(file.stat().st_size for file in self.files)
+
+
+def numpy_dtype(dtype: str) -> Any:
+    """Return numpy's dtype of one of DTYPES, bfloat16 by ml_dtypes; not for strings."""
+    import numpy as np
+
+    if dtype == "bfloat16":
+        import ml_dtypes
+
+        return np.dtype(ml_dtypes.bfloat16)
+    return np.dtype(dtype)
+
+
+def as_saved(array: NDArray[Any]) -> NDArray[Any]:
+    """Return what numpy read from a file as what was saved there.
+
+    Its files have no name for bfloat16: it comes back as two bytes of nothing in particular.
+    """
+    return array.view(numpy_dtype("bfloat16")) if array.dtype.str[1:] == "V2" else array
 
 
 def data_file(path: Path) -> Path:

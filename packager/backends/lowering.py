@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from packager.backends.older_opset import rewrite_for
+from packager.checks.bfloat16 import with_bfloat16
 from packager.checks.parity import compare
 from packager.errors import ModelUnsupported
 from packager.passes.contract import first_line, opset_of, tool_faults
@@ -137,8 +138,10 @@ def _answers(
     options = onnxruntime.SessionOptions()
     leave_out_optimizers(options)
     options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(
-        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    session = with_bfloat16(
+        onnxruntime.InferenceSession(
+            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
     )
     names = [output.name for output in session.get_outputs()]
     return [dict(zip(names, session.run(names, dict(s)), strict=True)) for s in samples]

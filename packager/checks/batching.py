@@ -7,6 +7,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
+from packager.checks.parity import is_float
 from packager.model import Dim, Signature
 
 if TYPE_CHECKING:
@@ -148,7 +149,7 @@ def _same(
             if alone.shape[:1] != (1,) or among.shape[:1] != (len(samples),):
                 return False
             one, other = alone[0], among[row]
-            if alone.dtype.kind != "f":
+            if not is_float(alone):
                 if not np.array_equal(one, other):
                     return False
                 continue

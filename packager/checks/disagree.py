@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 from packager.checks.metrics._classes import is_scores, ranked_classes
 from packager.checks.metrics._reading import described
 from packager.checks.metrics._texts import decode
-from packager.checks.parity import cosine_similarity
+from packager.checks.parity import cosine_similarity, is_float
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -105,7 +105,7 @@ def _compare(
 ) -> tuple[bool, float]:
     import numpy as np
 
-    if not _is_float(want):
+    if not is_float(want):
         return not np.array_equal(want, have), 0.0
     classes = want.ndim == 1 and want.size >= 2 and beside is None and not _unit(want)
     changed = classes and int(np.argmax(want)) != int(np.argmax(have))
@@ -160,10 +160,6 @@ def _pairs(
 
 def _label(number: int, labels: Sequence[str] | None) -> str:
     return labels[number] if labels and 0 <= number < len(labels) else str(number)
-
-
-def _is_float(array: NDArray[Any]) -> bool:
-    return array.dtype.kind == "f" or array.dtype.name == "bfloat16"
 
 
 def _unit(row: NDArray[Any]) -> bool:

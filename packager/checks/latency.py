@@ -7,6 +7,7 @@ import time
 from typing import TYPE_CHECKING, Any, Final
 
 from packager.artifact import Latency
+from packager.checks.bfloat16 import with_bfloat16
 from packager.model import data_file
 
 if TYPE_CHECKING:
@@ -205,7 +206,9 @@ def open_session(path: Path, threads: int) -> Any:
         options.add_session_config_entry("session.disable_quant_qdq", "1")
     if data_file(path).is_file():
         keep_outside(options)
-    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    return with_bfloat16(
+        onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    )
 
 
 def keeps_pairs(path: Path) -> bool:

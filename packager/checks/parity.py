@@ -43,7 +43,7 @@ def compare(expected: Iterable[Outputs], got: Iterable[Outputs]) -> Parity:
             broken = True
             continue
         for name, reference in want.items():
-            if not _is_float(reference):
+            if not is_float(reference):
                 exact = exact and np.array_equal(reference, have[name])
                 continue
             a, b = _finite_pair(reference, have[name])
@@ -92,7 +92,7 @@ def contradiction(expected: Outputs, got: Outputs) -> str | None:
             return f"`{name}` has the shape {list(other.shape)}, not {list(reference.shape)}"
         if reference.dtype != other.dtype:
             return f"`{name}` is {other.dtype}, not {reference.dtype}"
-        if not _is_float(reference):
+        if not is_float(reference):
             continue
         wide_reference, wide_other = _wide(reference), _wide(other)
         bad = ~np.isfinite(wide_other)
@@ -113,8 +113,8 @@ def cosine_similarity(a: NDArray[Any], b: NDArray[Any]) -> float:
     return min(float(np.dot(a / norm_a, b / norm_b)), 1.0)
 
 
-def _is_float(array: NDArray[Any]) -> bool:
-    # ml_dtypes' bfloat16 has the kind `V`.
+def is_float(array: NDArray[Any]) -> bool:
+    """Tell whether an array holds floats; ml_dtypes' bfloat16, whose kind is `V`, included."""
     return array.dtype.kind == "f" or array.dtype.name == "bfloat16"
 
 

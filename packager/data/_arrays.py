@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from packager.errors import UsageError
+from packager.model import as_saved, numpy_dtype
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -100,23 +101,22 @@ def cast(array: NDArray[Any], spec: TensorSpec, place: str, notes: list[str]) ->
 
     if spec.dtype == "string":
         return _strings(array, place)
+    wanted = numpy_dtype(spec.dtype)
+    hint = None
     if spec.dtype == "bfloat16":
-        raise UsageError(
-            f"{place} should be bfloat16, which numpy's files cannot hold",
-            hint="export the model with a float32 input",
-        )
-    if array.dtype.kind not in "biuf":
-        raise UsageError(f"{place} is {array.dtype}", accepted=spec.dtype)
+        hint = "give float32, which is rounded, or what numpy saved of ml_dtypes' bfloat16"
+        array = as_saved(array)
+    if array.dtype.kind not in "biuf" and array.dtype != wanted:
+        raise UsageError(f"{place} is {array.dtype}", accepted=spec.dtype, hint=hint)
     check_finite(array, place)
-    wanted = np.dtype(spec.dtype)
     if array.dtype == wanted:
         return array
     with np.errstate(over="ignore", invalid="ignore"):
         changed = array.astype(wanted)
-    both_float = array.dtype.kind == "f" and wanted.kind == "f"
+    both_float = array.dtype.kind == "f" and "float" in spec.dtype
     exact = array.dtype.kind in "biu" and np.array_equal(changed, array)
     if wanted.kind == "b" or not (exact or (both_float and np.isfinite(changed).all())):
-        raise UsageError(f"{place} is {array.dtype}", accepted=spec.dtype)
+        raise UsageError(f"{place} is {array.dtype}", accepted=spec.dtype, hint=hint)
     notes.append(f"`{spec.name}` was converted from {array.dtype} to {spec.dtype}")
     return changed
 
@@ -129,7 +129,7 @@ def check_finite(array: NDArray[Any], place: str) -> None:
     """
     import numpy as np
 
-    if array.dtype.kind == "f" and not np.isfinite(array).all():
+    if "float" in array.dtype.name and not np.isfinite(array).all():
         what = "NaN" if np.isnan(array).any() else "infinity"
         raise UsageError(f"{place} holds {what}", accepted="finite numbers")
 

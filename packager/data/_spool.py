@@ -10,6 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from packager.errors import InputOutputError
+from packager.model import as_saved
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -63,4 +64,5 @@ class Spool:
                 raise InputOutputError("the spooled samples were cut short")
             content += part
         packed = io.BytesIO(content)
-        return {name: np.lib.format.read_array(packed, allow_pickle=False) for name in names}
+        read = np.lib.format.read_array
+        return {name: as_saved(read(packed, allow_pickle=False)) for name in names}

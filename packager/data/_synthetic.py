@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from packager.data._photos import is_photo
 from packager.data._samples import Samples
+from packager.model import numpy_dtype
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -48,7 +49,7 @@ def _random_sample(made: Samples, index: int, recipe: Recipe) -> Sample:
     sample = dict(made[index])
     for name, columns in recipe.columns.items():
         array = sample.get(name)
-        if array is not None and array.dtype.kind == "f" and (columns.mean or columns.std):
+        if array is not None and "float" in array.dtype.name and (columns.mean or columns.std):
             scaled = array * np.asarray(columns.std or 1.0) + np.asarray(columns.mean or 0.0)
             sample[name] = scaled.astype(array.dtype)
     return sample
@@ -136,11 +137,7 @@ def _synthetic_array(spec: TensorSpec, shape: tuple[int, ...], stream: Any) -> N
         # Four uniform 16-bit numbers: nearly normal, mean 0, variance 1 after the factor √3.
         total = sum((raw >> np.uint64(16 * part)) & np.uint64(0xFFFF) for part in range(4))
         values = (np.asarray(total, np.float64) / 65536 - 2.0) * math.sqrt(3.0)
-        if spec.dtype == "bfloat16":
-            import ml_dtypes
-
-            return values.astype(ml_dtypes.bfloat16)
-        return values.astype(spec.dtype)
+        return values.astype(numpy_dtype(spec.dtype))
     name = spec.name.lower()
     if "mask" in name:
         return np.ones(shape, spec.dtype)

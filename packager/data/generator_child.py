@@ -99,7 +99,9 @@ def _array(value: Any, where: str) -> NDArray[Any]:
     import numpy as np
 
     if hasattr(value, "detach"):  # a tensor of torch
-        value = value.detach().cpu().numpy()
+        value = value.detach().cpu()
+        # torch gives numpy no bfloat16; float32 holds every number of it.
+        value = (value.float() if str(value.dtype) == "torch.bfloat16" else value).numpy()
     try:
         array = np.asarray(value)
     except ValueError as fault:

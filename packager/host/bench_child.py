@@ -14,17 +14,21 @@ def main(model: str, feeds_file: str, seconds: float, threads: int) -> None:
     import numpy as np
     import onnxruntime as ort
 
+    from packager.checks.bfloat16 import with_bfloat16
     from packager.checks.latency import leave_out_optimizers
+    from packager.model import as_saved
 
     options = ort.SessionOptions()
     leave_out_optimizers(options)
     options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     began = time.perf_counter()
-    session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    session = with_bfloat16(
+        ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    )
     with np.load(feeds_file) as arrays:
         names = [spec.name for spec in session.get_inputs()]
-        feeds = {name: arrays[f"arr_{i}"] for i, name in enumerate(names)}
+        feeds = {name: as_saved(arrays[f"arr_{i}"]) for i, name in enumerate(names)}
     session.run(None, feeds)
     start_s = time.perf_counter() - began
     times_ms: list[float] = []

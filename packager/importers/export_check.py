@@ -6,11 +6,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from packager.checks.bfloat16 import with_bfloat16
+from packager.checks.parity import is_float
 from packager.importers.explain import Refusal
 from packager.importers.output_shapes import Observation, output_specs
-from packager.importers.probe import engine_errors, reason
+from packager.importers.probe import engine_errors, kernel_hint, reason
 from packager.importers.torch_sizes import elements, inputs_at
-from packager.model import Dim, Signature, TensorSpec
+from packager.model import Dim, Signature, TensorSpec, numpy_dtype
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -96,16 +98,21 @@ def _open(model: onnx.ModelProto, workdir: Path) -> Any:
     leave_out_optimizers(options)
     options.log_severity_level = 4
     try:
-        return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        return with_bfloat16(
+            onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        )
     except engine_errors() as fault:
-        raise Refusal(f"ONNX Runtime does not load the export: {reason(fault)}") from fault
+        raise Refusal(
+            f"ONNX Runtime does not load the export: {reason(fault)}",
+            hint=kernel_hint(model, fault),
+        ) from fault
     finally:
         path.unlink()
 
 
 def _run(session: Any, inputs: dict[str, torch.Tensor], sizes: dict[str, int]) -> dict[str, Any]:
     wanted = {entry.name for entry in session.get_inputs()}
-    feeds = {name: value.numpy() for name, value in inputs.items() if name in wanted}
+    feeds = {name: _numpy(value) for name, value in inputs.items() if name in wanted}
     names = [entry.name for entry in session.get_outputs()]
     try:
         return dict(zip(names, session.run(names, feeds), strict=True))
@@ -123,7 +130,7 @@ def _difference(name: str, expected: torch.Tensor, got: Any, sizes: dict[str, in
     Raises:
         Refusal: past the tolerance of the dtype, or another dtype or shape.
     """
-    want = expected.detach().numpy()
+    want = _numpy(expected.detach())
     where = f"output `{name}` at {_words(sizes)}"
     if want.dtype != got.dtype or want.shape != got.shape:
         raise Refusal(
@@ -134,7 +141,7 @@ def _difference(name: str, expected: torch.Tensor, got: Any, sizes: dict[str, in
         )
     if want.size == 0:
         return 0.0
-    if want.dtype.kind != "f":
+    if not is_float(want):
         if not np.array_equal(want, got):
             raise Refusal(
                 f"{where} differs from the module's", kind="answers", hint=_static_hint(sizes)
@@ -157,6 +164,15 @@ def _difference(name: str, expected: torch.Tensor, got: Any, sizes: dict[str, in
             hint=_static_hint(sizes),
         )
     return gap / largest if largest else 0.0
+
+
+def _numpy(tensor: torch.Tensor) -> Any:
+    """Return a tensor as an array; torch gives none of bfloat16, so its bits change hands."""
+    import torch
+
+    if tensor.dtype != torch.bfloat16:
+        return tensor.numpy()
+    return tensor.contiguous().view(torch.uint16).numpy().view(numpy_dtype("bfloat16"))
 
 
 def _words(sizes: dict[str, int]) -> str:

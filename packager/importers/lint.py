@@ -307,6 +307,24 @@ def _check_io(model: onnx.ModelProto, source: str) -> None:
                 count *= max(1, axis.dim_value)
             if count > MAX_IO_ELEMENTS:
                 raise ModelUnsupported(f"{where} declares {count} elements")
+    _check_bfloat16(model, source)
+
+
+def _check_bfloat16(model: onnx.ModelProto, source: str) -> None:
+    """Refuse what cannot be compared with its original here, though devices would serve it."""
+    text = next((v.name for v in model.graph.input if _elem_type(v) == "STRING"), None)
+    half = next((v.name for v in model.graph.output if _elem_type(v) == "BFLOAT16"), None)
+    if text is not None and half is not None:
+        raise ModelUnsupported(
+            f"`{source}`: input `{text}` is of strings and output `{half}` of bfloat16: ONNX "
+            "Runtime's Python binding gives bfloat16 only from `run_with_ort_values`, which takes "
+            "no strings",
+            hint=f"cast `{half}` to float32 at the end of the model",
+        )
+
+
+def _elem_type(value: onnx.ValueInfoProto) -> str:
+    return str(onnx.TensorProto.DataType.Name(value.type.tensor_type.elem_type))
 
 
 def _kind_words(kind: str | None) -> str:

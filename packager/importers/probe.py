@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import onnx
 
+from packager.checks.bfloat16 import with_bfloat16
 from packager.checks.latency import keep_outside
 from packager.errors import ModelUnsupported
 from packager.importers.lint import is_external
+from packager.model import numpy_dtype
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -32,8 +34,7 @@ class RunFailure(Exception):  # noqa: N818 - not an error: a probe that fails is
 
 def dtype_name(elem_type: int) -> str | None:
     """Return our name of an ONNX element type, None where no request can carry it."""
-    name = _DTYPES.get(elem_type)
-    return None if name == "bfloat16" else name
+    return _DTYPES.get(elem_type)
 
 
 def engine_errors() -> tuple[type[Exception], ...]:
@@ -46,6 +47,21 @@ def engine_errors() -> tuple[type[Exception], ...]:
         if isinstance(value, type) and issubclass(value, Exception)
     ]
     return (*found, RuntimeError, ValueError, TypeError)
+
+
+def kernel_hint(model: onnx.ModelProto, fault: BaseException) -> str | None:
+    """Return what to do where the engine lacks an operator because it computes in bfloat16."""
+    if "Could not find an implementation" not in str(fault):
+        return None
+    values = (*model.graph.input, *model.graph.output)
+    kinds = {value.type.tensor_type.elem_type for value in values}
+    kinds |= {tensor.data_type for tensor in model.graph.initializer}
+    if onnx.TensorProto.BFLOAT16 not in kinds:
+        return None
+    return (
+        "ONNX Runtime has few operators in bfloat16 on the CPU: compute in float32, and cast at "
+        "the inputs and outputs where these have to be bfloat16"
+    )
 
 
 def reason(fault: BaseException) -> str:
@@ -77,10 +93,10 @@ def sample(
         words = {"zeros": ("",), "negative": ("0",), "ones": ("a",)}.get(style, ("a", "a b"))
         return rng.choice(np.array(words, dtype=object), size=shape)
     if style in ("ones", "zeros"):
-        return np.full(shape, 1 if style == "ones" else 0, dtype=dtype)
-    if dtype.startswith("float"):
+        return np.full(shape, 1 if style == "ones" else 0, dtype=numpy_dtype(dtype))
+    if "float" in dtype:
         values = rng.random(shape) if style == "mixed" else rng.standard_normal(shape)
-        return np.asarray(values, dtype=dtype)
+        return np.asarray(values, dtype=numpy_dtype(dtype))
     return rng.integers(0, 2, shape).astype(dtype)
 
 
@@ -123,8 +139,8 @@ class Probe:
             options.graph_optimization_level = level
             keep_outside(options)
         try:
-            self._session = onnxruntime.InferenceSession(
-                path, options, providers=["CPUExecutionProvider"]
+            self._session = with_bfloat16(
+                onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
             )
         except self._errors as fault:
             self._memory_check(fault)

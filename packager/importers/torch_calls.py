@@ -15,7 +15,7 @@ from packager.model import DTYPES
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-_CARRIED: Final = tuple(name for name in DTYPES if name not in ("bfloat16", "string"))
+_CARRIED: Final = tuple(name for name in DTYPES if name != "string")
 
 
 class Callee:

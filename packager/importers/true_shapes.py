@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from packager.checks.parity import is_float
 from packager.errors import ModelUnsupported
 from packager.importers.axes import BATCH, PROMOTED, AxisPlan, declared_input, plan_axes
 from packager.importers.first_sizes import base_candidates, rank_variants
 from packager.importers.output_shapes import Observation, output_specs
-from packager.importers.probe import STYLES, Probe, RunFailure, sample
+from packager.importers.probe import STYLES, Probe, RunFailure, kernel_hint, sample
 from packager.model import Dim, Signature, TensorSpec
 
 if TYPE_CHECKING:
@@ -56,7 +57,9 @@ def find_signature(
     try:
         probe = Probe(model, folder=folder, limit_s=limit_s, source=source)
     except RunFailure as fault:
-        raise ModelUnsupported(f"ONNX Runtime does not load `{source}`: {fault}") from fault
+        raise ModelUnsupported(
+            f"ONNX Runtime does not load `{source}`: {fault}", hint=kernel_hint(model, fault)
+        ) from fault
     declared = [declared_input(value) for value in model.graph.input]
     plan = plan_axes(declared, shapes=shapes, dims=dims)
     return _Search(probe, plan, model, source, patience_s=limit_s / 2).signature()
@@ -380,6 +383,6 @@ def _stacks_to(value: Any, parts: list[Any]) -> bool:
     wanted = np.concatenate(parts)
     if wanted.shape != value.shape:
         return False
-    if value.dtype.kind == "f":
+    if is_float(value):
         return bool(np.allclose(value, wanted, rtol=1e-3, atol=1e-4, equal_nan=True))
     return bool(np.array_equal(value, wanted))

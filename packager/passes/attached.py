@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from packager.checks.latency import open_session
-from packager.checks.parity import compare, contradiction
+from packager.checks.parity import compare, contradiction, is_float
 from packager.errors import ModelUnsupported
 from packager.passes.contract import first_line, tool_faults
 
@@ -86,7 +86,7 @@ def _check_finished(expected: Outputs, got: Outputs) -> None:
     for name, array in expected.items():
         other = got[name]
         why = contradiction({name: array}, {name: other})
-        if why is None and array.dtype.kind == "f":
+        if why is None and is_float(array):
             close = np.allclose(array, other, rtol=_ROUNDING, atol=_ROUNDING, equal_nan=True)
             why = None if close else f"`{name}` differs"
         elif why is None and not np.array_equal(array, other):

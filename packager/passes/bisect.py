@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from packager.checks.latency import open_session
-from packager.checks.parity import contradiction
+from packager.checks.parity import contradiction, is_float
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -103,7 +103,7 @@ def _differ(
     if relative is None:
         return False
     for name, array in want.items():
-        if array.dtype.kind != "f":
+        if not is_float(array):
             if not np.array_equal(array, have[name]):
                 return True
             continue

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol
 
 from packager.checks.latency import open_session
-from packager.checks.parity import compare, contradiction
+from packager.checks.parity import compare, contradiction, is_float
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -261,7 +261,7 @@ def _largest(outputs: Mapping[str, NDArray[Any]]) -> float:
 
     top = 0.0
     for array in outputs.values():
-        if array.dtype.kind == "f" and array.size:
+        if is_float(array) and array.size:
             finite = array[np.isfinite(array)]
             top = max(top, float(np.abs(finite).max(initial=0.0)))
     return top

@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
+from packager.checks.bfloat16 import with_bfloat16
+from packager.model import numpy_dtype
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
@@ -105,8 +108,10 @@ def compile_steps(
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = 1
-    session = onnxruntime.InferenceSession(
-        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    session = with_bfloat16(
+        onnxruntime.InferenceSession(
+            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
     )
     names = [spec.name for spec in outputs]
     wanted = [spec.name for spec in inputs]
@@ -133,14 +138,3 @@ def tensor_type(dtype: str) -> int:
     if dtype == "string":
         return int(onnx.TensorProto.STRING)
     return int(onnx.helper.np_dtype_to_tensor_dtype(numpy_dtype(dtype)))
-
-
-def numpy_dtype(dtype: str) -> Any:
-    """Return numpy's dtype of one of our names, bfloat16 included."""
-    import numpy as np
-
-    if dtype == "bfloat16":
-        import ml_dtypes
-
-        return np.dtype(ml_dtypes.bfloat16)
-    return np.dtype(dtype)

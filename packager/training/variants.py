@@ -18,7 +18,7 @@ from packager.importers.request import RESULT_FILE as IMPORTED_FILE
 from packager.importers.torch_calls import Callee
 from packager.importers.torch_module import make, module_digest
 from packager.importers.torch_sizes import export_sizes, inputs_at, plan_torch_axes
-from packager.model import Provenance
+from packager.model import Provenance, as_saved
 from packager.training.fake_quant import Scheme, attach, detach
 from packager.training.fold import fold_batch_norms, freeze_batch_norms, release_batch_norms
 from packager.training.hook import load_hook, train
@@ -288,8 +288,15 @@ def _read_samples(folder: Path) -> list[dict[str, torch.Tensor]]:
     found = []
     for path in sorted(folder.glob("*.npz")):
         with np.load(path, allow_pickle=False) as arrays:
-            found.append({name: torch.from_numpy(arrays[name]) for name in arrays.files})
+            found.append({name: _tensor(as_saved(arrays[name])) for name in arrays.files})
     return found
+
+
+def _tensor(array: Any) -> torch.Tensor:
+    """Return an array as a tensor; torch takes no bfloat16 from numpy, so its bits change hands."""
+    if array.dtype.name != "bfloat16":
+        return torch.from_numpy(array)
+    return torch.from_numpy(array.view(np.uint16)).view(torch.bfloat16)
 
 
 def _hook_source(request: TrainingRequest) -> str:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from packager.model import numpy_dtype
 from packager.passes.contract import opset_of
 from packager.passes.patterns import attribute
-from packager.passes.steps import Steps, numpy_dtype
+from packager.passes.steps import Steps
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

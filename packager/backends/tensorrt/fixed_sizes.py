@@ -6,6 +6,7 @@ import math
 from typing import TYPE_CHECKING, Any, Final
 
 from packager.backends.tensorrt.regions import outer_reads
+from packager.checks.bfloat16 import with_bfloat16
 from packager.passes.contract import tool_faults
 
 if TYPE_CHECKING:
@@ -88,8 +89,10 @@ def run(model: Any, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]
     options.log_severity_level = 4
     options.intra_op_num_threads = 1
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    session = onnxruntime.InferenceSession(
-        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    session = with_bfloat16(
+        onnxruntime.InferenceSession(
+            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
     )
     names = [value.name for value in session.get_outputs()]
     taken = {value.name: feeds[value.name] for value in session.get_inputs()}

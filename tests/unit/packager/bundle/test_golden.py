@@ -155,3 +155,33 @@ def test_strings_are_written_without_objects() -> None:
     with np.load(io.BytesIO(data), allow_pickle=False) as file:
         assert file["o0"].tolist() == [["a", "grün"], ["", "x" * 20]]
     assert read_npz(data)["o0"].data == [b"a", "grün".encode(), b"", b"x" * 20]
+
+
+def test_outputs_in_bfloat16_are_compared_as_floats_and_may_be_rounded_to_a_neighbour(
+    small_artifact: Artifact, tmp_path: Path
+) -> None:
+    import onnx
+    from onnx import TensorProto, helper
+
+    model = onnx.load(small_artifact.path)
+    (value,) = model.graph.output
+    model.graph.node.append(
+        helper.make_node("Cast", [value.name], ["half"], to=TensorProto.BFLOAT16)
+    )
+    value.name, value.type.tensor_type.elem_type = "half", TensorProto.BFLOAT16
+    onnx.save(model, tmp_path / "half.onnx")
+    (spec,) = small_artifact.signature.outputs
+    signature = replace(
+        small_artifact.signature, outputs=(replace(spec, name="half", dtype="bfloat16"),)
+    )
+    source = replace(small_artifact.model, path=tmp_path / "half.onnx", signature=signature)
+    artifact = replace(small_artifact, path=source.path, signature=signature, model=source)
+    golden = make_golden(artifact, samples=None, seed=0, min_cosine=0.99, workdir=tmp_path)
+    assert golden.table["same_cpu"]["rtol"] == 2**-7
+    assert golden.table["original"]["min_cosine"] == 0.99
+    (tmp_path / "out.npz").write_bytes(contents(golden)["golden/000.artifact.npz"])
+    assert read_npz(str(tmp_path / "out.npz"))["o0"].dtype == "bfloat16"
+
+    other = _negated(artifact, tmp_path)
+    lowered = make_golden(other, samples=None, seed=0, min_cosine=0.99, workdir=tmp_path)
+    assert lowered.table["original"]["min_cosine"] < 0.99

@@ -272,6 +272,7 @@ def test_an_output_named_like_json_is_kept(tmp_path: Path, importing: Importing)
         (BOOL, "bool"),
         (TensorProto.UINT8, "uint8"),
         (TensorProto.FLOAT16, "float16"),
+        (TensorProto.BFLOAT16, "bfloat16"),
         (TensorProto.STRING, "string"),
     ],
 )
