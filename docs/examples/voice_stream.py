@@ -59,6 +59,8 @@ def listen(server, frames, steps):
 
 def main():
     """Print a line for each step of 32 ms in which somebody speaks."""
+    if len(sys.argv) != 3:
+        sys.exit(f"usage: python3 {sys.argv[0]} HOST:PORT SOUND.wav")
     server, path = sys.argv[1:]
     step = 0
     for probabilities in listen(server, *read_frames(path)):
