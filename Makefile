@@ -10,10 +10,10 @@ demo: .venv/.demo
 	$(BIN)/edgepack demo
 
 test: .venv/.test
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 test-all: .venv/.test
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --slow
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --slow
 
 bench: .venv/.bench
 	$(BIN)/python tests/benchmarks

@@ -10,13 +10,16 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from packager import process
 from packager.data import Samples
 from packager.model import Dim, Model, Provenance, Signature, TensorSpec
 from packager.passes.contract import PassContext
 from packager.target import find_target
+from tests import warm_torch as warm
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    import subprocess
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 BATCH = Dim(name="batch", min=1, max=8, opt=1)
@@ -193,3 +196,15 @@ def make_context(tmp_path: Path, notes: Notes) -> Callable[..., PassContext]:
         )
 
     return make
+
+
+@pytest.fixture(scope="session")
+def _torch_server() -> Iterator[subprocess.Popen[str]]:
+    with warm.serving() as server:
+        yield server
+
+
+@pytest.fixture
+def warm_torch(_torch_server: subprocess.Popen[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fork the children that import torch from a process which has imported it."""
+    monkeypatch.setattr(process, "subprocess", warm.warmed(process.subprocess, _torch_server))

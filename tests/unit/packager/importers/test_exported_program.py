@@ -186,6 +186,7 @@ def test_a_truncated_archive_is_refused(size: float, archive: Path, tmp_path: Pa
         rewrite_pt2(tmp_path / "net.pt2", tmp_path / "clean.pt2", source="net.pt2")
 
 
+@pytest.mark.usefixtures("warm_torch")
 def test_a_refused_archive_leaves_nothing_behind(
     archive: Path, tmp_path: Path, workdir: Path, importing: Importing
 ) -> None:

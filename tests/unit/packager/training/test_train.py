@@ -157,6 +157,7 @@ def train(recipe: Recipe, folder: Path, *, model: Model | None = None) -> tuple[
     return train_variants(recipe, model or stand_in(), rows(), workdir=folder, reporter=Silent())
 
 
+@pytest.mark.usefixtures("warm_torch")
 @pytest.mark.torch
 def test_every_variant_has_the_originals_signature_and_answers(
     word: Callable[[str], str], tmp_path: Path
@@ -213,6 +214,7 @@ def test_every_variant_has_the_originals_signature_and_answers(
     }  # fmt: skip
 
 
+@pytest.mark.usefixtures("warm_torch")
 @pytest.mark.torch
 @pytest.mark.parametrize(
     ("factory", "settings", "words"),
