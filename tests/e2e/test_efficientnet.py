@@ -1,4 +1,4 @@
-"""EfficientNet-Lite0 with ImageNet weights: photos in, labels out."""
+"""EfficientNet-Lite0 with ImageNet weights: photos in, labels out; for CPUs and for RTX cards."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
+from packager.bundle.local import read_manifest
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -18,6 +20,9 @@ pytestmark = [pytest.mark.torch, pytest.mark.network, pytest.mark.timeout(600)]
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLE = ROOT / "docs" / "examples" / "efficientnet_lite0.py"
+needs_rtx = pytest.mark.skipif(
+    importlib.util.find_spec("tensorrt_rtx") is None, reason="the extra `rtx` is not installed"
+)
 RECOGNISED = {"chelsea.png": "cat", "coffee.png": "espresso", "rocket.jpg": "missile"}
 
 
@@ -41,6 +46,17 @@ def built(build: Callable[..., dict[str, Any]], photos: Path) -> dict[str, Any]:
     vnni = "avx512_vnni" in flags or "avx_vnni" in flags
     target = "cpu-x86_64-vnni" if vnni else "cpu-x86_64"
     return build(f"{EXAMPLE}:make_model", "-t", target, "-c", photos)
+
+
+@pytest.fixture(scope="module")
+def half(
+    build: Callable[..., dict[str, Any]], photos: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Any]:
+    """Build the same model for Ada cards in fp16; its import lies in the cache by then."""
+    few = tmp_path_factory.mktemp("few")
+    for name in RECOGNISED:
+        shutil.copy(photos / name, few)
+    return build(f"{EXAMPLE}:make_model", "-t", "rtx-ada", "-c", few, "--precision", "fp16")
 
 
 @pytest.mark.parametrize(("photo", "word"), RECOGNISED.items())
@@ -100,3 +116,47 @@ def test_the_compiled_transform_is_compared_with_the_one_of_the_training(
     parity = record["facts"]["transform_parity"]["image"]
     assert parity["samples"] > 0
     assert parity["max_abs"] <= 3 / 128  # in the model's unit: (pixel - 127) / 128
+
+
+@needs_rtx
+def test_an_rtx_card_gets_an_engine_behind_a_head_on_the_processor(half: dict[str, Any]) -> None:
+    manifest = read_manifest(Path(half["path"]))
+    table = manifest["tensorrt"]
+    assert table["module"] == "tensorrt_rtx"
+    assert table["strongly_typed"] is True
+    assert table["precision"] == "fp16"
+    assert table["products"]
+    # Resizing a photo cannot run on the GPU: it is the head, and the core starts at pixels.
+    assert manifest["engine"]["parts"]["head"] == "model/head.onnx"
+    for profile in table["profiles"]:
+        (bounds,) = profile.values()
+        assert bounds["max"][1:] in ([3, 224, 224], [224, 224, 3])
+    assert half["checks"]["self-test"].startswith("passed here")
+    assert half["checks"]["engine"].startswith("not run here: ")
+    (engine,) = table["engines"]
+    (size,) = (f["size"] for f in manifest["files"] if f["path"] == engine["path"])
+    assert size < 12_000_000
+
+
+@needs_rtx
+def test_without_a_gpu_the_bundle_answers_on_the_processor_and_says_so(
+    half: dict[str, Any], photos: Path, edgepack_session: Any, serve: Any
+) -> None:
+    path = Path(half["path"])
+    done = edgepack_session("predict", path, "-i", photos / "chelsea.png", check=True)
+    assert "cat" in done.stdout
+    with serve(path) as server:
+        metadata = server.get("/v2")
+        told = json.dumps([metadata, server.get(f"/v2/models/{read_manifest(path)['name']}")])
+    assert "CPUExecutionProvider" in told
+
+
+@needs_rtx
+def test_inspect_tells_what_the_engine_depends_on(
+    half: dict[str, Any], edgepack_session: Any
+) -> None:
+    done = edgepack_session("inspect", half["path"], check=True)
+    (engine,) = read_manifest(Path(half["path"]))["tensorrt"]["engines"]
+    assert "tensorrt_rtx: 1.7.1.116" in done.stdout
+    assert "compute capability 8.9" in done.stdout
+    assert engine["fingerprint"] in done.stdout
