@@ -28,6 +28,9 @@ _SAMPLES: Final = 2
 # A decomposed operator adds up in another order; a quantizer behind it may then round otherwise.
 _LEAST_COSINE: Final = 0.9999
 _LEAST_COSINE_QUANTIZED: Final = 0.999
+# What a layer's operands may be, and how the first of them is called as the precision of a model.
+_NARROW: Final = ("int8", "fp16", "bf16")
+_STATIC: Final = {"int8": "int8-static"}
 
 
 def engine_stage(
@@ -80,16 +83,17 @@ def engine_stage(
     parts = Parts(head=found.parts.head, core=found.parts.core, tail=found.parts.tail)
     parity = _compare(artifact, parts, samples)
     inputs, shapes_at = _core_inputs(parts, artifact.signature)
+    precision = _precision(parts, artifact.precision)
     table = engine_recipe(
         target=target,
-        precision=artifact.precision,
+        precision=precision,
         profiles=profiles_of(artifact.signature, inputs, shapes_at),
         options=recipe.tensorrt,
         artifact=_CORE,
         artifact_sha256=sha256_file(parts.core),
         needs=needs(target.tensorrt, target.jetpack, carried),
         carried_pythons=carried,
-        products=_products(parts, artifact.precision),
+        products=_products(parts, precision),
     )
     facts = {
         "notes": list(found.notes),
@@ -108,11 +112,26 @@ def engine_stage(
     return dataclasses.replace(artifact, facts={**artifact.facts, "tensorrt": facts})
 
 
+def _precision(parts: Parts, precision: str) -> str:
+    """Return what the engine has to compute in, also of a model that came in that precision.
+
+    TensorRT 8.x takes Q/DQ only where int8 is allowed, and a loss of precision is only looked for
+    where a recipe asks for one.
+    """
+    from packager.backends.tensorrt.nodes import products_in
+    from packager.search.choose import AS_IT_CAME
+
+    if precision not in (AS_IT_CAME, "fp32"):
+        return precision
+    found = [word for word in _NARROW if products_in(parts.core, word)]
+    return "+".join(_STATIC.get(word, word) for word in found) or precision
+
+
 def _products(parts: Parts, precision: str) -> tuple[str, ...]:
     """Return the layers that an engine of this precision must not compute in float32."""
     from packager.backends.tensorrt.nodes import products_in
 
-    words = [word for word in ("int8", "fp16", "bf16") if word in precision]
+    words = [word for word in _NARROW if word in precision]
     found = (name for word in words for name in products_in(parts.core, word))
     return tuple(dict.fromkeys(found))
 

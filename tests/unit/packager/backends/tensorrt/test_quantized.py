@@ -9,9 +9,18 @@ import onnx
 import pytest
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
+from packager.artifact import Candidate
+from packager.backends.onnxruntime import build
 from packager.backends.tensorrt.lower import fit
 from packager.backends.tensorrt.support import support_map
 from packager.checks.parity import cosine_similarity
+from packager.console import Silent
+from packager.importers.load import import_model
+from packager.pipeline.cache import StageCache
+from packager.pipeline.engines import engine_stage
+from packager.recipe import Recipe
+from packager.search.choose import AS_IT_CAME
+from packager.target import find_target
 from tests.unit.packager.backends.tensorrt.onnx_drawing import (
     answers,
     graph_of,
@@ -173,3 +182,26 @@ def test_a_quantized_output_stays_for_the_cpu() -> None:
     assert fitted.notes == ()
     feeds = {"x": noise(20)}
     assert np.array_equal(answers(model, feeds)[0], answers(fitted.model, feeds)[0])
+
+
+def test_an_engine_is_asked_for_the_precision_that_a_model_came_in(
+    make_cnn: Callable[..., Any], tmp_path: Path
+) -> None:
+    target = find_target("jetson-xavier-nx")
+    path = quantized(make_cnn, tmp_path, **FORMS["the default"])
+    recipe = Recipe(name="quantized", model=str(path))
+    (tmp_path / "imported").mkdir()
+    model = import_model(recipe, workdir=tmp_path / "imported", reporter=Silent())
+    came = Candidate(name=AS_IT_CAME, path=model.path, size_bytes=1, verdict="chosen", reason="")
+    artifact = engine_stage(
+        build(model, [came], target=target, recipe=recipe, workdir=tmp_path),
+        target=target, recipe=recipe, cache=StageCache(tmp_path / "cache"), work=tmp_path,
+        reporter=Silent(),
+    )  # fmt: skip
+    table = artifact.tensorrt
+    assert table is not None
+    # TensorRT 8.5 takes Q/DQ only with this flag, and a loss is only looked for in what is named.
+    assert (table["precision"], table["flags"]) == ("int8-static", ["int8"])
+    assert set(table["products"]) == {
+        name.name for name in onnx.load(model.path).graph.node if name.op_type in ("Conv", "Gemm")
+    }
