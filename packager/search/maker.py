@@ -11,6 +11,7 @@ from packager.passes.contract import PassContext, apply
 from packager.passes.correct_bias import CorrectBias
 from packager.passes.graph import strip_texts
 from packager.passes.int8_static import Int8Static
+from packager.passes.pool_means import PoolMeans
 from packager.passes.quantizer import name_nodes
 from packager.passes.raise_opset import RaiseOpset
 from packager.passes.revert_layers import revert_layers
@@ -144,7 +145,7 @@ class Maker:
             strip_texts(model)
             if shape == ORIGINAL:
                 return Made(model=model, reference=model)
-            model, reports = apply((CleanUp(),), model, self._context)
+            model, reports = apply((CleanUp(), PoolMeans()), model, self._context)
             return Made(model=model, reference=model, notes=_notes(reports))
         base = self.graph(CLEANED, source)
         if isinstance(base, NotMade):
