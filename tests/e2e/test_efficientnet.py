@@ -52,7 +52,7 @@ def built(build: Callable[..., dict[str, Any]], photos: Path) -> dict[str, Any]:
 def half(
     build: Callable[..., dict[str, Any]], photos: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Any]:
-    """Build the same model for Ada cards in fp16; its import lies in the cache by then."""
+    """Build the same model for Ada cards in fp16, on three photos."""
     few = tmp_path_factory.mktemp("few")
     for name in RECOGNISED:
         shutil.copy(photos / name, few)
