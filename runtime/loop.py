@@ -44,7 +44,11 @@ class StreamProtocol(Protocol):
 
 
 class Loop:
-    """Calls back when sockets are ready, when other threads ask, and now and then."""
+    """Calls back when sockets are ready, when other threads ask, and now and then.
+
+    Attributes:
+        crowd: Descriptors that were ready at once when the loop last looked.
+    """
 
     def __init__(self) -> None:
         self._epoll = select.epoll()
@@ -56,6 +60,7 @@ class Loop:
             os.set_blocking(end, False)
         self.watch(self._wake_in, select.EPOLLIN, self._on_wake)
         self.time = time.monotonic
+        self.crowd = 0
 
     def watch(self, descriptor: int, events: int, callback: Callable[[int], None]) -> None:
         """Call `callback` with the events that happen to a descriptor."""
@@ -94,7 +99,9 @@ class Loop:
             due, self._soon = self._soon, deque()
             for callback in due:
                 callback()
-            for descriptor, events in poll(0 if self._soon else tick_s, _MAX_EVENTS):
+            ready = poll(0 if self._soon else tick_s, _MAX_EVENTS)
+            self.crowd = len(ready)
+            for descriptor, events in ready:
                 found = callbacks.get(descriptor)
                 if found is not None:  # else closed by a callback of this very round
                     found(events)

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from .batching import Batching
     from .metrics import Metrics
 
+# Requests that are taken through decoding, running and encoding together, before the loop looks
+# for others again.
+MAX_TOGETHER = 8
 # A body that is decoded while the loop waits, so that its rows can join a batch.
 MAX_BATCHED_BYTES = 1 << 16
 _NEVER = float("inf")
@@ -61,11 +64,13 @@ class Scheduler:
         self._dropped = 0  # jobs that nobody waits for, and that still stand in a queue
         self.times = (0.0, -1.0)
         self._summoned = False
+        self._line: Deque[Job] = deque()  # quick ones of this round
 
     @property
     def pending(self) -> int:
         """Requests that wait and whose clients wait for them."""
-        return max(0, self._workers.waiting + len(self._gathered) - self._dropped)
+        waiting = self._workers.waiting + len(self._gathered) + len(self._line)
+        return max(0, waiting - self._dropped)
 
     def submit(
         self,
@@ -93,6 +98,8 @@ class Scheduler:
         if self._batching is not None and len(body) <= MAX_BATCHED_BYTES and not task.aside:
             return self._gather(self._job(task, body, route, done, deadline, caller))
         if self._pace.is_inline(route, len(body)) and not task.aside:
+            if self._loop.crowd > 1:
+                return self._line_up(self._job(task, body, route, done, deadline, caller))
             if deadline is not None and self._loop.time() >= deadline:
                 self.times = (0.0, -1.0)
                 done(task.fail(TooLate(_TOO_LATE)))
@@ -161,6 +168,65 @@ class Scheduler:
         metrics.in_flight -= 1
         self._pace.observe(route, len(body), clock() - started)
         done(answer)
+
+    def _line_up(self, job: Job) -> Job:
+        """Let a quick request wait for those that other clients send in this round.
+
+        Between two runs of the model a request's bytes, objects and system calls push the model's
+        weights out of the processor's cache. Run after run they stay: an MLP with 2.2 MB of them
+        took 90 us so instead of 140.
+        """
+        if not self._line:
+            self._loop.soon(self._work_line)
+        self._line.append(job)
+        self._metrics.in_flight += 1
+        return job
+
+    def _work_line(self) -> None:
+        """Decode, then run, then answer the next few of those that lined up."""
+        line, clock, metrics = self._line, time.perf_counter, self._metrics
+        decoded: List[Tuple[Job, Any, float, float]] = []
+        for _ in range(min(len(line), MAX_TOGETHER)):
+            job = line.popleft()
+            if job.cancelled:
+                self._dropped -= 1
+                metrics.in_flight -= 1
+                continue
+            now, began = self._loop.time(), clock()
+            job.waited_s = now - job.since
+            try:
+                _check_time(now, job.deadline)
+                request = job.task.decode(job.body)
+                if request.timeout_s is not None:
+                    _check_time(job.waited_s, request.timeout_s)
+            except Exception as error:  # noqa: BLE001 - one request must not stop the server
+                request = error
+            decoded.append((job, request, job.waited_s, clock() - began))
+        if line:
+            self._loop.soon(self._work_line)
+        worked = []
+        for job, request, waited_s, spent_s in decoded:
+            result, compute_s, began = request, -1.0, clock()
+            if not isinstance(request, Exception):
+                try:
+                    result = job.task.run(request, job.caller)
+                    compute_s = clock() - began
+                except Exception as error:  # noqa: BLE001 - as above
+                    result = error
+            worked.append((job, request, result, (waited_s, compute_s), spent_s + clock() - began))
+        for job, request, result, times, spent_s in worked:
+            began = clock()
+            answer = _encoded(job.task, request, result)
+            metrics.in_flight -= 1
+            metrics.observe_queue(times[0])
+            if times[1] >= 0:
+                metrics.observe_compute(times[1])
+            self._pace.observe(job.route, len(job.body), spent_s + clock() - began)
+            self.times = times
+            if job.cancelled:
+                self._dropped -= 1
+            else:
+                job.done(answer)
 
     def _work(self, job: Job) -> Optional[Tuple[Any, float, float, float]]:
         """In a thread: return the answer, and the seconds of waiting, computing and CPU."""

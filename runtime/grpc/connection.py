@@ -18,7 +18,7 @@ from .hpack import Field
 from .http2 import Http2
 from .outgoing import Exchange
 from .rest import Refused, Rest, send_answer
-from .service import Service
+from .service import service_of
 from .streaming import StreamCall
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ class GrpcConnection:
         self.heads: Dict[Tuple[int, bytes], bytes] = {}
         self.listeners: Dict[Any, None] = {}
         self.http2 = Http2(self, shared.loop.time)
-        self._service = _service(shared)
+        self._service = service_of(shared)
         self._waiting: Deque[Any] = deque()  # complete requests, whose answers have no room yet
         self._working = 0  # requests whose answers come
         self._turn = MAX_TURN  # requests that are begun before others get their turn
@@ -258,9 +258,14 @@ class GrpcConnection:
         job.cancel()
 
     def answered(self) -> None:
-        """Send an answer that came while nothing was read."""
-        if not self._receiving:
+        """Send an answer that came while nothing was read, those that come now along with it."""
+        if self._receiving:
+            return
+        if not self._working:
             self._flush()
+        elif not self._summoned:
+            self._summoned = True
+            self._shared.loop.soon(self._go_on)
 
     def give_up(self, exchange: Exchange, code: int = CANCEL) -> None:
         """Drop a request, its answer included."""
@@ -280,7 +285,7 @@ class GrpcConnection:
     def _begin_call(self, exchange: Exchange, request: Request, head: Head) -> None:
         shared = self._shared
         if self._service.app is not shared.app:
-            self._service = _service(shared)
+            self._service = service_of(shared)
         caller = None
         try:
             shared.check(head)
@@ -390,11 +395,3 @@ class GrpcConnection:
         if self.is_blocked:
             self._stream.resume_reading()
         self._stream.write_eof()
-
-
-def _service(shared: Shared) -> Service:
-    """Return what the server's app answers over gRPC, made once."""
-    found: Optional[Service] = shared.grpc
-    if found is None or found.app is not shared.app:
-        found = shared.grpc = Service(shared.app)
-    return found

@@ -171,3 +171,11 @@ class Service:
 def fail(error: Exception) -> Failure:
     """Return what a client is told of whatever was raised; a fault of ours is reported."""
     return status.failure(blame(error))
+
+
+def service_of(shared: Any) -> Service:
+    """Return what a server's app answers over gRPC, made once; `shared` is `connection.Shared`."""
+    found: Optional[Service] = shared.grpc
+    if found is None or found.app is not shared.app:
+        found = shared.grpc = Service(shared.app)
+    return found

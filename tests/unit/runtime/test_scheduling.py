@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import os
+import select
 import threading
 import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from runtime import scheduling
 from runtime.batching import Batching
 from runtime.core import Inference, InferRequest
 from runtime.errors import BadRequest, Busy, ModelFault, TooLate
@@ -117,6 +120,113 @@ def test_what_turns_out_quick_is_answered_at_once(make_bench: Callable[..., Benc
     bench.turn(lambda: "first" in bench.answers)
     assert bench.ask("second", b"\3\4") is None
     assert bench.answers["second"] == b"\6\10"
+
+
+class Steps:
+    """Notes what is done with requests, in order."""
+
+    def __init__(self, bench: Bench) -> None:
+        self.taken: list[str] = []
+        task = bench.task
+        self.task = task._replace(
+            decode=lambda body: self._note("decode", body[0]) or task.decode(body),
+            run=lambda request, caller: (
+                self._note("run", request.feeds["x"].data[0]) or task.run(request, caller)
+            ),
+            encode=lambda request, results: (
+                self._note("encode", request.feeds["x"].data[0]) or task.encode(request, results)
+            ),
+        )
+
+    def _note(self, what: str, number: int) -> None:
+        self.taken.append(f"{what} {number}")
+
+
+def ready_together(bench: Bench, asks: list[Callable[[], Any]]) -> list[Any]:
+    """Have requests come in one round of the loop, each on a descriptor of its own."""
+    returned = []
+    for ask in asks:
+        inward, outward = os.pipe()
+
+        def take(_: int, ask: Callable[[], Any] = ask, ends: Any = (inward, outward)) -> None:
+            bench.loop.unwatch(ends[0])
+            for end in ends:
+                os.close(end)
+            returned.append(ask())
+
+        bench.loop.watch(inward, select.EPOLLIN, take)
+        os.write(outward, b"x")
+    bench.turn(lambda: len(returned) == len(asks))
+    return returned
+
+
+def test_quick_requests_of_one_round_go_through_each_step_together(
+    make_bench: Callable[..., Bench],
+) -> None:
+    bench = make_bench()
+    bench.ask("first", b"\1\2")
+    bench.turn(lambda: "first" in bench.answers)
+    steps = Steps(bench)
+    bench.task = steps.task
+    ready_together(bench, [lambda n=n: bench.ask(str(n), bytes([n, 0])) for n in range(10)])
+    bench.turn(lambda: len(bench.answers) == 11)
+    together = scheduling.MAX_TOGETHER
+    groups = [range(together), range(together, 10)]
+    assert steps.taken == [
+        f"{what} {n}" for group in groups for what in ("decode", "run", "encode") for n in group
+    ]
+    assert bench.answers["9"] == b"\22\0"
+    assert (bench.metrics.in_flight, bench.scheduler.pending) == (0, 0)
+
+
+def test_a_request_that_comes_alone_does_not_wait_for_others(
+    make_bench: Callable[..., Bench],
+) -> None:
+    bench = make_bench()
+    bench.ask("first", b"\1\2")
+    bench.turn(lambda: "first" in bench.answers)
+    found = []
+
+    def ask() -> None:
+        bench.ask("alone", b"\1\1")
+        found.append(bench.answers.get("alone"))
+
+    ready_together(bench, [ask])
+    assert found == [b"\2\2"]
+
+
+def test_of_those_that_line_up_each_gets_its_own_end(
+    make_bench: Callable[..., Bench], engine: Doubling
+) -> None:
+    bench = make_bench()
+    bench.ask("first", b"\1\2")
+    bench.turn(lambda: "first" in bench.answers)
+    patient = bench.task.decode
+    hasty = bench.task._replace(decode=lambda body: patient(body)._replace(timeout_s=1e-9))
+
+    def ask_hastily() -> None:
+        bench.scheduler.submit(
+            hasty, b"\5\5", route="infer",
+            done=lambda answer: bench.answers.update(hasty=answer),
+        )  # fmt: skip
+
+    ready_together(bench, [
+        lambda: bench.ask("odd", b"\1"),
+        lambda: bench.ask("fails", b"\15\0"),
+        lambda: bench.ask("late", b"\3\3", deadline=bench.loop.time()),
+        ask_hastily,
+        lambda: bench.ask("gone", b"\7\7").cancel(),
+        lambda: bench.ask("good", b"\4\4"),
+    ])  # fmt: skip
+    bench.turn(lambda: len(bench.answers) == 6)
+    assert isinstance(bench.answers["odd"], BadRequest)
+    assert isinstance(bench.answers["fails"], ModelFault)
+    assert isinstance(bench.answers["late"], TooLate)
+    assert isinstance(bench.answers["hasty"], TooLate)
+    assert bench.answers["good"] == b"\10\10"
+    assert "gone" not in bench.answers
+    assert engine.batches == [1, 1, 1]
+    assert (bench.metrics.in_flight, bench.scheduler.pending) == (0, 0)
 
 
 def test_what_finds_no_place_to_wait_is_told_when_to_come_back(
