@@ -223,7 +223,8 @@ class Lifecycle:
             folder = self._store.build_folder(self._fingerprint)
             sha256 = self._maker.build(
                 folder,
-                self._store.timing_cache(facts),
+                # Who asks for another engine wants the kernels timed again.
+                None if self._retune else self._store.timing_cache(facts, self._maker.soft()),
                 lambda progress: self._tell("building", reason, progress),
                 self._stop.is_set,
             )

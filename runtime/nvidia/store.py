@@ -23,7 +23,7 @@ from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Tuple
 
 from ..errors import InputOutputFault, IntegrityFault
 from .durable import digest_file, move, read_record, unlink, write_record
-from .fingerprint import digest
+from .fingerprint import digest, soft_differences
 
 # Another bundle's engines that no process has opened for this long are removed.
 FORGOTTEN_S = 90 * 86400.0
@@ -268,14 +268,14 @@ class EngineStore:
         """Return the path of a file that belongs to an engine, such as its runtime cache."""
         return os.path.join(self._place(fingerprint), name)
 
-    def timing_cache(self, facts: Mapping[str, Any]) -> Optional[str]:
-        """Return the newest timing cache of the same TensorRT build on the same kind of GPU."""
-        wanted = [facts.get(name) for name in _TIMED_BY]
-        found: List[Tuple[int, str]] = []
+    def timing_cache(self, facts: Mapping[str, Any], soft: Mapping[str, Any]) -> Optional[str]:
+        """Return the newest timings of this TensorRT on such a GPU, none of other soft facts."""
+        wanted, found = [facts.get(name) for name in _TIMED_BY], []
         for fingerprint, entry in self._entries():
             has = [entry["facts"].get(name) for name in _TIMED_BY]
             path = os.path.join(self._place(fingerprint), entry["sha256"][:32] + ".timing")
-            if has == wanted and os.path.isfile(path):
+            same = has == wanted and not soft_differences(entry.get("soft") or {}, soft)
+            if same and os.path.isfile(path):
                 found.append((int(entry.get("made", 0)), path))
         return max(found)[1] if found else None
 
@@ -358,8 +358,8 @@ class EngineStore:
         return found[0] if found else digest_file(path)
 
     def _entries(self) -> List[Tuple[str, Dict[str, Any]]]:
-        names = sorted(filter(_IS_DIGEST, _listed(self.folder)))
-        return [(name, entry) for name in names for entry in [self.entry(name)] if entry]
+        named = ((name, self.entry(name)) for name in filter(_IS_DIGEST, _listed(self.folder)))
+        return [(name, entry) for name, entry in named if entry]
 
     def _remove_damaged(self, fingerprint: str, reason: str) -> None:
         self.discard(fingerprint)

@@ -313,6 +313,7 @@ def test_another_power_mode_keeps_the_engine_and_is_told(machine: Callable[..., 
     asked = machine(soft_here=here, retune=True)
     until(lambda: asked.switch.state == "live")
     assert asked.maker.builds == 1
+    assert asked.maker.timing_caches == [None]  # with the old timings nothing would be tuned anew
     until(lambda: asked.maker.engines[0].closed)
     assert asked.switch.status()["notes"] == []
 

@@ -53,7 +53,7 @@ def test_a_kept_engine_is_found_with_all_that_is_known_of_it(store: EngineStore)
     assert entry["sha256"] == hashlib.sha256(b"engine").hexdigest()
     assert (entry["size"], entry["facts"], entry["soft"]) == (6, FACTS, SOFT)
     assert stat.S_IMODE(Path(store.folder).stat().st_mode) == 0o700
-    cache = store.timing_cache(FACTS)
+    cache = store.timing_cache(FACTS, {})
     assert cache is not None
     assert Path(cache).read_bytes() == b"timings"
 
@@ -155,9 +155,16 @@ def test_counts_outlive_the_process(store: EngineStore) -> None:
 
 def test_timings_of_another_tensorrt_or_gpu_are_not_offered(store: EngineStore) -> None:
     keep(store)
-    assert store.timing_cache({**FACTS, "precision": "int8-static"}) is not None
+    assert store.timing_cache({**FACTS, "precision": "int8-static"}, SOFT) is not None
     for name in ("module", "version", "capabilities", "platform"):
-        assert store.timing_cache({**FACTS, name: "other"}) is None
+        assert store.timing_cache({**FACTS, name: "other"}, SOFT) is None
+
+
+def test_timings_of_another_driver_or_power_mode_are_not_offered(store: EngineStore) -> None:
+    keep(store)
+    assert store.timing_cache(FACTS, dict.fromkeys(SOFT)) is not None
+    for name in SOFT:
+        assert store.timing_cache(FACTS, {**SOFT, name: "other"}) is None
 
 
 def test_one_process_at_a_time_builds_an_engine(store: EngineStore) -> None:
