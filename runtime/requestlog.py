@@ -80,6 +80,7 @@ def tell_call(
     log.access(
         request_id=request_id(fields),
         trace_id=None if context is None else context.trace_id,
+        span_id="" if context is None else new_span_id(),
         key=caller,
         protocol="gRPC",
         route=method,

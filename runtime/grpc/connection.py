@@ -156,6 +156,7 @@ class GrpcConnection:
             call = exchange.call
             if call is not None and call.expires <= now:
                 call.expire()
+        http2.reset_overdue()
         if self._draining:
             http2.is_settled = True  # a second is enough for an answer to our ping
         self._flush()

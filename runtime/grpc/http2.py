@@ -210,7 +210,7 @@ class Http2(Outgoing):
             return
         if identifier <= self._last:
             self._decode(block)  # whatever becomes of it, it may change the table
-            if identifier not in self._own_resets:
+            if not self._drop(identifier, 0, ends=bool(flags & wire.END_STREAM)):
                 raise Fault(wire.STREAM_CLOSED, "stream %d has ended" % identifier)
             self._spend(_CONTROL_COST)
             return
@@ -282,7 +282,7 @@ class Http2(Outgoing):
             self._earn(_CONTROL_COST)
         exchange = self.streams.get(identifier)
         if exchange is None:
-            self._on_stray(identifier)
+            self._on_stray(identifier, size, ends=bool(ends))
             return
         if exchange.ended:
             self._spend(_RESET_COST)
@@ -298,11 +298,11 @@ class Http2(Outgoing):
             exchange.ended = True
             self._sink.end(exchange)
 
-    def _on_stray(self, identifier: int) -> None:
-        """Let a frame pass that was on its way while we gave its stream up."""
+    def _on_stray(self, identifier: int, size: int, *, ends: bool) -> None:
+        """Let a frame pass that was on its way while we answered, or gave its stream up."""
         if identifier > self._last or not identifier & 1:
             raise Fault(wire.PROTOCOL_ERROR, "stream %d has not begun" % identifier)
-        if identifier not in self._own_resets:
+        if not self._drop(identifier, size, ends=ends):
             raise Fault(wire.STREAM_CLOSED, "stream %d has ended" % identifier)
 
     def _give_up(self, exchange: Exchange, code: int) -> None:
@@ -329,6 +329,7 @@ class Http2(Outgoing):
         elif kind == wire.RST_STREAM:
             check_size(size == 4, "a `RST_STREAM` has 4 bytes")
             self._check_begun(identifier)
+            self._lingering.forget(identifier)
             exchange = self.streams.get(identifier)
             if exchange is not None:
                 self._spend(_RESET_COST)

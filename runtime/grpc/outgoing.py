@@ -11,6 +11,7 @@ from typing import Any, Callable, Deque, Dict, List, Optional, Union
 from . import frames as wire
 from .frames import Fault, frame_header
 from .hpack import MAX_LIST_BYTES
+from .lingering import Lingering
 
 MAX_STREAMS = 64
 STREAM_WINDOW_BYTES = 1 << 20
@@ -59,7 +60,8 @@ class Outgoing:
     """The sending half of a connection.
 
     Args:
-        clock: Seconds, never going back; asked only when the credit is spent.
+        clock: Seconds, never going back; asked when the credit is spent, and for requests that
+            are answered before they are complete.
 
     Attributes:
         streams: Open requests by their number.
@@ -83,6 +85,7 @@ class Outgoing:
         self._max_frame = wire.MAX_FRAME_BYTES
         self._ready: Dict[int, Exchange] = {}  # have data and, for all we know, a window
         self._own_resets: Deque[int] = deque(maxlen=_MAX_OWN_RESETS)
+        self._lingering = Lingering()
         self.streams: Dict[int, Exchange] = {}
         self.backlog = 0
 
@@ -161,6 +164,12 @@ class Outgoing:
         self._own_resets.append(exchange.id)
         self._forget(exchange)
 
+    def reset_overdue(self) -> None:
+        """Tell clients to stop that have sent on for long after they were answered."""
+        if self._lingering:
+            for identifier in self._lingering.overdue(self._clock()):
+                self._stop(identifier)
+
     def widen(self, exchange: Exchange, at_least: int = STREAM_WINDOW_BYTES // 2) -> None:
         """Let the client send more of a request, once it may send less than `at_least`."""
         if exchange.receivable < at_least and exchange.open and not exchange.ended:
@@ -178,12 +187,29 @@ class Outgoing:
         self._finish(exchange)
 
     def _finish(self, exchange: Exchange) -> None:
-        """Forget an answered request; a client that still sends it is told to stop."""
+        """Forget an answered request; what a client still sends of it is dropped for a while."""
         self._earn(_FRAME_EARNS)
         if not exchange.ended:
-            self._out.append(wire.rst_stream(exchange.id, wire.NO_ERROR))
-            self._own_resets.append(exchange.id)
+            oldest = self._lingering.add(exchange.id, exchange.receivable, self._clock())
+            if oldest is not None:
+                self._stop(oldest)
         self._forget(exchange)
+
+    def _stop(self, identifier: int) -> None:
+        """Tell a client that has its answer to send no more of the request."""
+        self._out.append(wire.rst_stream(identifier, wire.NO_ERROR))
+        self._own_resets.append(identifier)
+
+    def _drop(self, identifier: int, size: int, *, ends: bool) -> bool:
+        """Drop what came of a request that was answered or given up; False if it was neither."""
+        increment = self._lingering.drop(identifier, size, ends=ends)
+        if increment is None:
+            return identifier in self._own_resets
+        if increment < 0:
+            self._stop(identifier)
+        elif increment:
+            self._out.append(wire.window_update(identifier, increment))
+        return True
 
     def _forget(self, exchange: Exchange) -> None:
         exchange.open = False

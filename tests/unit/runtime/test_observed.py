@@ -155,6 +155,9 @@ def test_a_grpc_call_is_a_line_like_any_other(release: OpenRelease) -> None:
     good, bad = requests
     assert (good["protocol"], good["route"], good["status"]) == ("gRPC", "ModelInfer", 0)
     assert (good["request_id"], good["trace_id"]) == ("call-1", TRACE)
+    assert re.fullmatch("[0-9a-f]{16}", good["span_id"])
+    assert good["span_id"] != SPAN
+    assert "span_id" not in bad
     assert good["ms"] >= good["compute_ms"] > 0
     assert bad["status"] != 0
 

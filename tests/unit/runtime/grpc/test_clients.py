@@ -273,6 +273,22 @@ def test_curl_reaches_the_http_routes_over_http2(live):
     assert curl("/v2", "-H", "Host: evil.example")[1] == "2 421"
 
 
+@pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl")
+@pytest.mark.parametrize("with_length", [True, False])
+def test_curl_sees_why_a_large_body_was_refused_over_http2(live, with_length):
+    large = "1" * 3_000_000
+    length = ("-H", f"content-length: {len(large)}") if with_length else ()
+    # an answer whose stream is reset while the body is on its way is forgotten, with exit code 92
+    done = subprocess.run(
+        ["curl", "-sS", "--http2-prior-knowledge", "-w", "\n%{http_code}", "-X", "POST", *length,
+         "-T", "-", f"{live.url}/predict"],
+        input=large, capture_output=True, text=True, check=True, timeout=30,
+    )  # fmt: skip
+    body, _, status = done.stdout.rpartition("\n")
+    assert status == "413"
+    assert "in binary" in json.loads(body)["error"]
+
+
 def test_http1_is_served_on_the_same_port(live):
     with live.client() as client:
         assert client.ask("GET", "/v2/health/live").json() == {"live": True}
