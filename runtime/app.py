@@ -26,7 +26,7 @@ from .jobs import Body, Task, perform
 from .metrics import CONTENT_TYPE, Metrics
 from .plain import PlainProtocol
 from .signature import Signature
-from .telling import LIVE, Facts, json_answer
+from .telling import LIVE, Facts
 
 if TYPE_CHECKING:
     from .mediatypes import BodyForm, BodyForms
@@ -77,6 +77,7 @@ class App:
         limits: Bounds of what clients may send.
         ready: Set by the server; what `/v2/health/ready` tells.
         metrics: Counted by the server, shown by `/metrics`.
+        facts: What clients are told of server, model and engine.
     """
 
     def __init__(
@@ -96,8 +97,8 @@ class App:
         self._signature = Signature((manifest.get("sequences") or manifest["model"])["signature"])
         self.inference = Inference(self._signature, engine, name=self.name, version=self.version)
         self.limits = limits or default_limits(manifest, self._signature)
-        self._facts = Facts(manifest, self._signature, engine)
-        self.metrics = Metrics(self._facts.labels, self._facts.status)
+        self.facts = Facts(manifest, self._signature, engine)
+        self.metrics = Metrics(self.facts.labels, self.facts.status)
         read_sequence = None
         if manifest.get("sequences"):
             from .sequences import keep_sequences, read_control
@@ -114,13 +115,6 @@ class App:
         self._page: Any = None
         self._streams: Any = None
         self._forms: Optional[BodyForms] = None
-        self._server_metadata = json_answer(
-            {
-                "name": "edgepack",
-                "version": str(manifest.get("edgepack", "")),
-                "extensions": ["binary_tensor_data"],
-            }
-        )
         endpoints = self._endpoints()
         self._paths: Dict[str, _Endpoint] = {
             path: endpoints[name]
@@ -169,10 +163,10 @@ class App:
             return _Endpoint(route, "POST", partial(perform, task), task, "infer")
 
         return {
-            "server_metadata": get("server_metadata", lambda _: self._server_metadata),
+            "server_metadata": get("server_metadata", lambda _: self.facts.show_server()),
             "live": get("live", lambda _: LIVE, ""),
-            "ready": get("ready", lambda _: self._facts.show_readiness(ready=self.ready), ""),
-            "model_metadata": get("model_metadata", lambda _: self._facts.show_metadata()),
+            "ready": get("ready", lambda _: self.facts.show_readiness(ready=self.ready), ""),
+            "model_metadata": get("model_metadata", lambda _: self.facts.show_metadata()),
             "metrics": get("metrics", lambda _: self._show_metrics(), "metrics"),
             "openapi": get("openapi", lambda _: self._show_openapi()),
             "page": get("page", lambda _: self._open_page().show(), ""),
@@ -269,7 +263,7 @@ class App:
         return self._page
 
     def _show_page_facts(self) -> Answer:
-        answer: Answer = self._open_page().describe(self._facts.metadata(), ready=self.ready)
+        answer: Answer = self._open_page().describe(self.facts.metadata(), ready=self.ready)
         return answer
 
     def _show_openapi(self) -> Answer:

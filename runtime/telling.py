@@ -20,6 +20,7 @@ class Facts:
 
     Attributes:
         status: Returns the state of an engine that may change; None for one that does not.
+        server: The server's name and version, and the protocol's extensions that it has.
     """
 
     def __init__(self, manifest: Mapping[str, Any], signature: Signature, engine: Any) -> None:
@@ -27,8 +28,18 @@ class Facts:
         self._signature = signature
         self._engine = engine
         self.status: Optional[Callable[[], Dict[str, Any]]] = getattr(engine, "status", None)
+        self.server = (
+            "edgepack",
+            str(manifest.get("edgepack", "")),
+            ("binary_tensor_data", *(("sequence",) if manifest.get("sequences") else ())),
+        )
         # an engine that never changes is described once
         self._metadata = None if self.status else json_answer(self.metadata())
+
+    def show_server(self) -> Answer:
+        """Answer with the server's metadata."""
+        name, version, extensions = self.server
+        return json_answer({"name": name, "version": version, "extensions": extensions})
 
     def show_metadata(self) -> Answer:
         """Answer with the model's metadata."""

@@ -138,8 +138,7 @@ class Service:
         return messages.flag(value=self.app.ready)
 
     def _server_metadata(self, _: Body) -> bytes:
-        version = str(self.app.manifest.get("edgepack", ""))
-        return messages.server_metadata("edgepack", version, ())
+        return messages.server_metadata(*self.app.facts.server)
 
     def _model_metadata(self, body: Body) -> bytes:
         self._codec.check_model(*messages.read_name(body))

@@ -214,12 +214,39 @@ def _say_deleted(
         "left": {"segments": check["segments"], "requests": check["records"]},
         "proved": True,
     }
-    counted = "requests" if done.records is None else "%d requests" % done.records
-    return result, [
-        "%s in %d segments deleted, their keys overwritten" % (counted, len(done.segments)),
-        "nothing of it remains; %d segments are left, and line %d of `deletions.log` is the record"
-        % (check["segments"], check["deletions"]),
-    ]
+    return result, [_say_what(done, why), _say_rest(done, check, why)]
+
+
+def _say_what(done: Deleted, why: str) -> str:
+    segments = _number(len(done.segments), "segment")
+    if not done.segments:
+        return "nothing that is kept is meant, so nothing was deleted"
+    if why == "request":
+        # the others of those segments were written anew
+        requests = _number(done.records or 0, "request")
+        return "%s deleted, and the key of %s overwritten" % (requests, segments)
+    if done.records is None:
+        # how many there were cannot be read without the capture key
+        return "%s deleted with all requests in %s, each segment's key overwritten" % (
+            segments,
+            "it" if len(done.segments) == 1 else "them",
+        )
+    requests = _number(done.records, "request")
+    return "%s deleted with %s, each segment's key overwritten" % (segments, requests)
+
+
+def _say_rest(done: Deleted, check: Mapping[str, Any], why: str) -> str:
+    left = _number(check["segments"], "segment")
+    if not done.segments and why == "expired":
+        return "%s left" % left
+    return "nothing of it remains; %s left, and line %d of `deletions.log` is the record" % (
+        left,
+        check["deletions"],
+    )
+
+
+def _number(number: int, what: str) -> str:
+    return "%d %s%s" % (number, what, "" if number == 1 else "s")
 
 
 def _verify(folder: Folder, key: Optional[CaptureKey]) -> Tuple[Dict[str, Any], List[str]]:

@@ -389,6 +389,7 @@ def test_clients_of_a_server_see_no_state(live: LiveServer, gru: Path) -> None:
         metadata = client.ask("GET", "/v2/models/gru").json()
         assert [each["name"] for each in metadata["inputs"]] == ["signal"]
         assert [each["name"] for each in metadata["outputs"]] == ["scores"]
+        assert client.ask("GET", "/v2").json()["extensions"] == ["binary_tensor_data", "sequence"]
         plain = client.ask("POST", "/predict", json.dumps({"data": signal.tolist()}).encode())
         assert np.allclose(plain.json()["result"], scores_of(gru, signal), atol=1e-6)
 

@@ -23,7 +23,9 @@ def test_every_method_answers():
     wanted = {
         "ServerLive": pb.ServerLiveResponse(live=True),
         "ServerReady": pb.ServerReadyResponse(ready=True),
-        "ServerMetadata": pb.ServerMetadataResponse(name="edgepack", version="0.1.0"),
+        "ServerMetadata": pb.ServerMetadataResponse(
+            name="edgepack", version="0.1.0", extensions=["binary_tensor_data"]
+        ),
     }
     for method, response in wanted.items():
         stream = wire.ask(method)

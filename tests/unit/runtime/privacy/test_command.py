@@ -143,22 +143,24 @@ def test_deleting_one_request_proves_itself(run: Callable[..., Any]) -> None:
     result, lines = run("delete", request="b")
     assert result["proved"] is True
     assert (result["requests"], result["left"]["segments"]) == (1, 2)
-    assert lines[0] == "1 requests in 1 segments deleted, their keys overwritten"
+    assert lines[0] == "1 request deleted, and the key of 1 segment overwritten"
     assert [one["request"] for one in run("list")[0]["requests"]] == ["c", "d", "a"]
     assert run("verify")[1][1] == "1 deletions in an unbroken chain, 1 of them signed"
 
 
 def test_deleting_before_a_date_needs_no_key(run: Callable[..., Any]) -> None:
-    result, _ = run("delete", before="2026-01-02", key=False)
+    result, lines = run("delete", before="2026-01-02", key=False)
     assert (len(result["segments"]), result["requests"]) == (1, None)
+    assert lines[0] == ("1 segment deleted with all requests in it, each segment's key overwritten")
     assert [one["request"] for one in run("list")[0]["requests"]] == ["c", "d"]
 
 
 def test_deleting_all_leaves_the_record_alone(run: Callable[..., Any], kept: Path) -> None:
     result, lines = run("delete", all=True)
     assert (result["requests"], result["left"]["segments"]) == (4, 0)
+    assert lines[0] == "2 segments deleted with 4 requests, each segment's key overwritten"
     assert lines[1] == (
-        "nothing of it remains; 0 segments are left, and line 1 of `deletions.log` is the record"
+        "nothing of it remains; 0 segments left, and line 1 of `deletions.log` is the record"
     )
     assert {path.name for path in kept.iterdir()} == {"lock", "state.json", "deletions.log"}
     assert run("verify")[0]["faults"] == []
@@ -173,6 +175,9 @@ def test_deleting_what_has_expired_goes_by_each_segment_s_own_rule(
     result, _ = run("delete", expired=True)
     assert len(result["segments"]) == 1
     assert len(folder.segments()) == 2
+    assert run("delete", expired=True)[1] == [
+        "nothing that is kept is meant, so nothing was deleted", "2 segments left",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(
