@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from packager.model import Model, Signature
+
+
+# Where the graph of an engine lies in a bundle, if ONNX Runtime does not load it.
+ENGINE_GRAPH: Final = "model/engine.onnx"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,11 +135,14 @@ class Parts:
         head: ONNX file; None where the core takes the inputs as they come.
         core: The ONNX file that the accelerator's engine is built from.
         tail: ONNX file; None where the core gives the outputs.
+        engine: What the engine is built from instead, where ONNX Runtime does not load it: the core
+            in bf16. None where the core serves both.
     """
 
     head: Path | None
     core: Path
     tail: Path | None
+    engine: Path | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

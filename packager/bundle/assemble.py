@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import packager
+from packager.artifact import ENGINE_GRAPH
 from packager.bundle.archive import Entry, write_archive
 from packager.bundle.bodies import body_entries, body_fields, body_modules
 from packager.bundle.render import render_server
@@ -107,7 +108,7 @@ def assemble(
             "library": _LIBRARY,
             "artifact": model_path,
             "threads": target.threads if recipe.server.threads is None else recipe.server.threads,
-            "precision": artifact.precision,
+            "precision": artifact.precision if _engine_graph(artifact) is None else "fp32",
             "scheme": artifact.scheme,
             **({"keep_pairs": True} if keeps_pairs(artifact.path) else {}),
             **({"parts": {part: path for part, (path, _) in parts.items()}} if parts else {}),
@@ -134,6 +135,11 @@ def assemble(
         *(
             Entry(path=path, source=source, compress=True)
             for path, source in parts.values() or [(model_path, artifact.path)]
+        ),
+        *(
+            Entry(path=ENGINE_GRAPH, source=source, compress=True)
+            for source in [_engine_graph(artifact)]
+            if source is not None
         ),
         *(Entry(path=engine_path(e), source=e.path, compress=True) for e in artifact.engines),
         Entry(path=_LIBRARY, source=library.path, xz_source=library.xz_path),
@@ -193,6 +199,11 @@ def _parts(artifact: Artifact, core: str) -> dict[str, tuple[str, Path]]:
         if source is not None:
             found[name] = (f"model/{name}.onnx", source)
     return found
+
+
+def _engine_graph(artifact: Artifact) -> Path | None:
+    """Return the graph that only TensorRT loads; None where ONNX Runtime answers from the same."""
+    return artifact.parts.engine if artifact.parts is not None else None
 
 
 def _sequences(artifact: Artifact, recipe: Recipe, target: Target) -> dict[str, Any]:

@@ -107,6 +107,8 @@ def bundle_layers(
         InputOutputError: something cannot be read or written.
     """
     parts = manifest["engine"].get("parts") or {"core": manifest["engine"]["artifact"]}
+    if "tensorrt" in manifest:
+        parts = {**parts, "core": manifest["tensorrt"]["artifact"]}
     paths = {
         part: _graph(bundle, manifest, path, workdir / f"{part}.onnx")
         for part, path in parts.items()

@@ -19,11 +19,14 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from packager.passes.half_graph import HalfType
+    from packager.target import Target
 
 # Fewer weights in 16 bits than this are no gain in size worth the rounding.
 _LEAST_SAVED: Final = 0.25
 # Before, convolutions, pooling and most activations have no bf16 form.
 _BF16_OPSET: Final = 22
+# NVIDIA's Ampere was the first with bf16.
+_BF16_CAPABILITY: Final = 8.0
 _MOST_NAMES: Final = 6
 
 
@@ -87,8 +90,9 @@ class BFloat16:
 
     def requires(self, model: Any, context: PassContext) -> str | None:
         """Need a float32 model, and an engine with bf16 kernels."""
-        if context.target.engine.name == "onnxruntime":
-            return "the target runs ONNX Runtime on the CPU, which has no bf16 kernels"
+        reason = _reason_against_bfloat16(context.target)
+        if reason is not None:
+            return reason
         if opset_of(model) < _BF16_OPSET and op_types(model) & {"Conv", "ConvTranspose"}:
             return f"convolutions know bf16 from opset {_BF16_OPSET} on, this is {opset_of(model)}"
         return _refusal(model)
@@ -112,6 +116,41 @@ class BFloat16:
         onnx.checker.check_model(after)
         onnx.shape_inference.infer_shapes(after, check_type=True, strict_mode=True)
         _ensure(before, after)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BFloat16Rounded:
+    """What bf16 computes, in float32: the twin of `BFloat16`, for a search to measure.
+
+    The engine's own graph is written in bf16 once it is cut for its target.
+    """
+
+    name: ClassVar[str] = "bfloat16-rounded"
+    summary: ClassVar[str] = "compute what bf16 leaves"
+    precision: ClassVar[str | None] = "bf16"
+    exact: ClassVar[bool] = False
+    needs_samples: ClassVar[bool] = False
+
+    def requires(self, model: Any, context: PassContext) -> str | None:
+        """Need what `BFloat16` needs."""
+        return BFloat16().requires(model, context)
+
+    def run(self, model: Any, context: PassContext) -> PassResult:
+        """Return the twin, where the graph itself holds what `BFloat16` promises."""
+        result = BFloat16().run(model, context)
+        if not result.modified:
+            return result
+        BFloat16().ensures(model, result.model, context)
+        return PassResult(model=result.twin, modified=True, notes=result.notes)
+
+    def ensures(self, before: Any, after: Any, context: PassContext) -> None:
+        """Check the dtypes of inputs and outputs.
+
+        Raises:
+            PassBroken: one has changed.
+        """
+        if interface_of(before) != interface_of(after):
+            raise PassBroken("an input or output changed its type")
 
 
 def convert(
@@ -169,6 +208,19 @@ def convert_external(
     )
     after = graph.write()
     return after, graph.origin, notes
+
+
+def _reason_against_bfloat16(target: Target) -> str | None:
+    tensorrt = target.tensorrt
+    if tensorrt is None:
+        return "the target runs ONNX Runtime on the CPU, which has no bf16 kernels"
+    if tensorrt.max_opset < _BF16_OPSET:
+        return (
+            f"TensorRT {tensorrt.version} reads opset {tensorrt.max_opset} at most, and bf16 came "
+            f"with {_BF16_OPSET}"
+        )
+    old = [word for word in tensorrt.compute_capabilities if float(word) < _BF16_CAPABILITY]
+    return f"GPUs of compute capability {old[0]} have no bf16" if old else None
 
 
 def _refusal(model: Any) -> str | None:

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from packager.artifact import Parts
+from packager.artifact import ENGINE_GRAPH, Parts
 from packager.errors import BudgetMissed
 from packager.manifest import sha256_file
 
@@ -64,6 +64,7 @@ def engine_stage(
     if target.tensorrt is None:
         return artifact
     from packager.backends.tensorrt.ahead import build_ahead
+    from packager.backends.tensorrt.bfloat16 import in_bfloat16, without_rounding
     from packager.backends.tensorrt.needs import needs
     from packager.backends.tensorrt.preflight import preflight
     from packager.backends.tensorrt.profiles import profiles_of
@@ -77,23 +78,36 @@ def engine_stage(
     folder = work / "tensorrt"
     folder.mkdir()
     samples = list(made_up(artifact.signature, recipe, _SAMPLES, recipe.seed))
+    bfloat16 = artifact.precision == "bf16"
+    if bfloat16:
+        fallback = without_rounding(artifact.path, folder / "float32.onnx")
+        artifact = dataclasses.replace(artifact, path=fallback)
     found = preflight(artifact.path, target, folder, signature=artifact.signature, samples=samples)
     for note in (*found.notes, *found.unverified):
         reporter.note(note)
     parts = Parts(head=found.parts.head, core=found.parts.core, tail=found.parts.tail)
     parity = _compare(artifact, parts, samples)
     inputs, shapes_at = _core_inputs(parts, artifact.signature)
-    precision = _precision(parts, artifact.precision)
+    if bfloat16:
+        engine_path = in_bfloat16(
+            parts.core, folder / "engine.onnx", target=target,
+            samples=_core_samples(parts, samples, inputs), reporter=reporter,
+        )  # fmt: skip
+        parts = dataclasses.replace(parts, engine=engine_path)
+        carried_mb = parts.core.stat().st_size / 1e6
+        reporter.note(f"ONNX Runtime loads no bf16: {carried_mb:.1f} MB of float32 are carried")
+    graph = parts.engine or parts.core
+    precision = _precision(graph, artifact.precision)
     table = engine_recipe(
         target=target,
         precision=precision,
         profiles=profiles_of(artifact.signature, inputs, shapes_at),
         options=recipe.tensorrt,
-        artifact=_CORE,
-        artifact_sha256=sha256_file(parts.core),
+        artifact=_CORE if parts.engine is None else ENGINE_GRAPH,
+        artifact_sha256=sha256_file(graph),
         needs=needs(target.tensorrt, target.jetpack, carried),
         carried_pythons=carried,
-        products=_products(parts, precision),
+        products=_products(graph, precision),
     )
     facts = {
         "notes": list(found.notes),
@@ -105,14 +119,14 @@ def engine_stage(
     if rtx and ahead:
         reporter.stage(f"build the engine for {target.name}")
         engine, measured = build_ahead(
-            table, parts.core, target.tensorrt, cache=cache, workdir=folder, reporter=reporter
+            table, graph, target.tensorrt, cache=cache, workdir=folder, reporter=reporter
         )
         facts["engine"] = measured
         artifact = dataclasses.replace(artifact, engines=(engine,))
     return dataclasses.replace(artifact, facts={**artifact.facts, "tensorrt": facts})
 
 
-def _precision(parts: Parts, precision: str) -> str:
+def _precision(graph: Path, precision: str) -> str:
     """Return what the engine has to compute in, also of a model that came in that precision.
 
     TensorRT 8.x takes Q/DQ only where int8 is allowed, and a loss of precision is only looked for
@@ -123,16 +137,16 @@ def _precision(parts: Parts, precision: str) -> str:
 
     if precision not in (AS_IT_CAME, "fp32"):
         return precision
-    found = [word for word in _NARROW if products_in(parts.core, word)]
+    found = [word for word in _NARROW if products_in(graph, word)]
     return "+".join(_STATIC.get(word, word) for word in found) or precision
 
 
-def _products(parts: Parts, precision: str) -> tuple[str, ...]:
+def _products(graph: Path, precision: str) -> tuple[str, ...]:
     """Return the layers that an engine of this precision must not compute in float32."""
     from packager.backends.tensorrt.nodes import products_in
 
     words = [word for word in _NARROW if word in precision]
-    found = (name for word in words for name in products_in(parts.core, word))
+    found = (name for word in words for name in products_in(graph, word))
     return tuple(dict.fromkeys(found))
 
 
@@ -222,6 +236,16 @@ def _run_chain(
         names = [value.name for value in session.get_outputs()]
         values.update(zip(names, session.run(names, feeds), strict=True))
     return {name: values[name] for name in outputs}
+
+
+def _core_samples(
+    parts: Parts, samples: Sequence[Mapping[str, Any]], inputs: Sequence[str]
+) -> list[dict[str, Any]]:
+    """Return what the core gets for samples of the whole."""
+    from packager.checks.latency import open_session
+
+    chain = [open_session(parts.head, 1)] if parts.head is not None else []
+    return [_run_chain(chain, sample, inputs) for sample in samples]
 
 
 def _core_inputs(parts: Parts, signature: Signature) -> tuple[list[str], Any]:

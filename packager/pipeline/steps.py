@@ -67,6 +67,9 @@ def _tensorrt_steps(recipe: Recipe, target: Target, *, vendor_libraries: bool) -
         Step("fit", f"opset {engine.max_opset} at most", "what its parser reads"),
         Step("tensorrt", named, where),
     ]
+    if recipe.compress.precision == "bf16":
+        why = "ONNX Runtime loads no bf16 on a CPU, where the bundle answers without an engine"
+        steps.append(Step("fallback", f"float32, {_float32_size(recipe)}", why))
     if recipe.tensorrt.dla_core >= 0:
         why = "named by the recipe; the GPU does what it cannot"
         steps.append(Step("tensorrt", f"DLA core {recipe.tensorrt.dla_core}", why))
@@ -77,6 +80,14 @@ def _tensorrt_steps(recipe: Recipe, target: Target, *, vendor_libraries: bool) -
         steps.append(Step("vendor", what, how))
         steps += [Step("licence", term, why) for term, why in terms]
     return [*steps, *(Step("uncertain", target.name, why) for why in engine.uncertain)]
+
+
+def _float32_size(recipe: Recipe) -> str:
+    """Return how large a model is in float32, as far as that is known before its import."""
+    path = Path(recipe.model)
+    if path.suffix not in (".onnx", ".pt2") or not path.is_file():
+        return "twice the size of the engine's graph"
+    return f"about {path.stat().st_size / 1e6:.1f} MB"
 
 
 def _import_step(recipe: Recipe) -> Step:

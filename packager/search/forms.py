@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from packager.passes.correct_bias import CorrectBias
-from packager.passes.float16 import BFloat16, Float16
+from packager.passes.float16 import BFloat16, BFloat16Rounded, Float16
 from packager.passes.float16_rest import LEAST_OPSET, Float16Rest
 from packager.passes.fold_scales import FoldScales
 from packager.passes.fuse_attention import FuseAttention
@@ -328,5 +328,9 @@ def _forms_for_tensorrt(compression: Compression) -> list[Form]:
             rank=1,
         ),
         Form(name="fp16", precision="fp16", passes=(Float16(),)),
-        Form(name="bf16", precision="bf16", passes=(BFloat16(),)),
+        Form(
+            name="bf16",
+            precision="bf16",
+            passes=(RaiseOpset(least=22, preferred=22), BFloat16Rounded()),
+        ),
     ]

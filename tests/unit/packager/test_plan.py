@@ -65,6 +65,17 @@ def test_the_terms_of_carried_libraries_are_steps_of_the_plan(tmp_path: Path) ->
     assert not {"vendor", "licence"} & {step.stage for step in without}
 
 
+def test_the_plan_shows_the_float32_that_is_carried_beside_bf16(tmp_path: Path) -> None:
+    file = tmp_path / "net.onnx"
+    file.write_bytes(b"x" * 2_500_000)
+    steps = _plan(tmp_path, model=str(file), targets=["server-h100"], precision="bf16").steps
+    (shown,) = [step for step in steps["server-h100"] if step.stage == "fallback"]
+    assert shown.choice == "float32, about 2.5 MB"
+    assert shown.reason.startswith("ONNX Runtime loads no bf16 on a CPU")
+    steps = _plan(tmp_path, model=str(file), targets=["server-h100"], precision="fp16").steps
+    assert [step for step in steps["server-h100"] if step.stage == "fallback"] == []
+
+
 def test_int8_beside_fp16_is_a_step_where_the_engine_has_it(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     given = {"targets": ["rtx-ada", "jetson-agx-xavier"], "calibration": str(tmp_path / "data")}

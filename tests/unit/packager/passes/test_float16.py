@@ -72,10 +72,7 @@ def context_of(tmp_path: Path, notes: Any) -> Callable[..., PassContext]:
 
 
 def gpu() -> Any:
-    target = find_target("cpu-x86_64")
-    return dataclasses.replace(
-        target, name="gpu", engine=dataclasses.replace(target.engine, name="tensorrt")
-    )
+    return find_target("server-h100")
 
 
 def rows(width: int, count: int = 4, scale: float = 1.0) -> Any:
