@@ -107,8 +107,10 @@ def bundle_layers(
         InputOutputError: something cannot be read or written.
     """
     parts = manifest["engine"].get("parts") or {"core": manifest["engine"]["artifact"]}
-    if "tensorrt" in manifest:
-        parts = {**parts, "core": manifest["tensorrt"]["artifact"]}
+    facts = engine_facts(manifest)
+    if facts is not None:
+        # An engine in bf16 has a graph of its own.
+        parts = {**parts, "core": manifest["tensorrt"].get("artifact", parts["core"])}
     paths = {
         part: _graph(bundle, manifest, path, workdir / f"{part}.onnx")
         for part, path in parts.items()
@@ -116,7 +118,6 @@ def bundle_layers(
     }
     for path in paths.values():
         lint_onnx(path)
-    facts = engine_facts(manifest)
     accelerator = None
     if facts is not None:
         accelerator = Accelerator(

@@ -241,7 +241,7 @@ def test_a_graph_that_is_not_as_promised_is_refused(
             bundle_layers(bundle.path, manifest, workdir=work)
         core[key] = right
     bundle_layers(bundle.path, manifest, workdir=work)
-    manifest["engine"]["parts"]["core"] = "model/absent.onnx"
+    manifest["tensorrt"]["artifact"] = "model/absent.onnx"
     with pytest.raises(
         IntegrityError, match=r"names `model/absent\.onnx`, which is not in `files`"
     ):
