@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import shlex
 import shutil
 import sys
 from importlib import metadata
@@ -40,6 +41,10 @@ _REQUEST: Final = (
     "precision", "strongly_typed", "flags", "profiles", "workspace_mib", "sparse", "dla_core",
     "gpu_fallback", "version_compatible",
 )  # fmt: skip
+_RELEASE: Final = "release"
+_REQUEST_FILE: Final = "request.json"
+_LOG: Final = "build.log"
+_REPRODUCE: Final = "reproduce.sh"
 _HINT: Final = "pip install 'edgepack[rtx]'"
 _LOG_LINES: Final = 6
 _STEPS: Final = 100
@@ -58,6 +63,9 @@ class EngineCache(Protocol):
     def find(self, key: str) -> Path | None:
         """Return a finished stage's folder, or None."""
 
+    def unfinished(self, key: str) -> Path:
+        """Return where what did not come to an end lies for a time; its parent exists."""
+
     def keep(self, key: str, work: Path) -> Path:
         """Move a finished stage's folder into the cache and return where it lies now."""
 
@@ -75,7 +83,8 @@ def build_ahead(
 ) -> tuple[Prebuilt, dict[str, Any]]:
     """Build an engine with TensorRT-RTX in a child process, or find it in the cache.
 
-    The same arguments give the same bytes.
+    The same arguments give the same bytes. Beside the engine lie the build's log, the graph and
+    `reproduce.sh`, which repeats it; where it failed they are left as well, and the error says so.
 
     Args:
         recipe: `manifest["tensorrt"]`.
@@ -104,33 +113,63 @@ def build_ahead(
         if found is not None:
             return found
         shutil.rmtree(kept, ignore_errors=True)
-    release, out = workdir / "release", workdir / "engine"
-    _lay_out(release, recipe, core)
-    out.mkdir()
-    request = workdir / "request.json"
-    request.write_bytes(canonical_json(request_fields(recipe, release.absolute())))
+    out = workdir / "engine"
+    _lay_out(out / _RELEASE, recipe, core)
+    _leave(out, recipe)
     size_mib = sum(path.stat().st_size for path in core.parent.glob(f"{core.name}*")) >> 20
     limit = memory_mib or _LEAST_MEMORY_MIB + _MEMORY_PER_MODEL * size_mib
-    done = run(
-        [sys.executable, "-I", "-B", "-c", _PROGRAM, data_dir("runtime"), request, out],
-        timeout_s=timeout_s,
-        check=False,
-        env=_environment(limit),
-        on_line=lambda line: tell_progress(line, reporter),
-    )
-    if done.returncode != 0:
-        raise to_error(done, "this host")
-    built = read_built(out)
-    if built is None:
-        raise ExternalToolError(f"the builder left no engine\n{describe(done)}")
+    try:
+        done = run(
+            [*_command(), out / _REQUEST_FILE, out],
+            timeout_s=timeout_s,
+            check=False,
+            log=out / _LOG,
+            env=_environment(limit),
+            on_line=lambda line: tell_progress(line, reporter),
+        )
+        if done.returncode != 0:
+            raise to_error(done, "this host")
+        built = read_built(out)
+        if built is None:
+            raise ExternalToolError(f"the builder left no engine\n{describe(done)}")
+    except EdgepackError as fault:
+        folder = cache.unfinished(key)
+        shutil.rmtree(folder, ignore_errors=True)
+        out.rename(folder)
+        _leave(folder, recipe)
+        said = f"{fault.message}\n  log: {folder / _LOG}\n  again: sh {folder / _REPRODUCE}"
+        raise type(fault)(said, hint=fault.hint) from fault
     engine, measured = built
     if measured["version"] != tensorrt.version:
         raise _other_version(measured["version"], tensorrt)
-    (out / "build.log").write_text(f"$ {done.command()}\n{done.stderr}", encoding="utf-8")
     folder = cache.keep(key, out)
+    _leave(folder, recipe)
     return Prebuilt(
         path=folder / "engine", fingerprint=engine.fingerprint, facts=engine.facts
     ), measured
+
+
+def _command() -> list[str]:
+    """Return what builds, in front of REQUEST and FOLDER."""
+    return [sys.executable, "-I", "-B", "-c", _PROGRAM, str(data_dir("runtime"))]
+
+
+def _leave(folder: Path, recipe: Mapping[str, Any]) -> None:
+    """Write what repeats a build from the folder that holds it, where that lies now."""
+    request = request_fields(recipe, (folder / _RELEASE).absolute())
+    (folder / _REQUEST_FILE).write_bytes(canonical_json(request))
+    lines = (
+        "#!/bin/sh",
+        f"# Repeats the build of this engine: sh {_REPRODUCE} [OUT_DIR]",
+        "# shellcheck disable=SC2016  # words in single quotes are meant as they stand",
+        "set -eu",
+        'here=$(cd "$(dirname "$0")" && pwd)',
+        'mkdir -p "${1:-$here/again}"',
+        'out=$(cd "${1:-$here/again}" && pwd)',
+        f'exec {shlex.join(_command())} "$here/{_REQUEST_FILE}" "$out"',
+    )
+    (folder / _REPRODUCE).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    (folder / _REPRODUCE).chmod(0o755)
 
 
 def check_installed(tensorrt: TensorRT) -> None:

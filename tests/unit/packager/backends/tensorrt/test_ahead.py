@@ -6,6 +6,7 @@ import dataclasses
 import importlib.util
 import json
 import signal
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,12 +27,12 @@ from packager.errors import (
 )
 from packager.manifest import sha256_file
 from packager.pipeline.cache import StageCache
+from packager.process import run
 from packager.recipe import TensorRTOptions
 from packager.target import TensorRT, find_target
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from packager.artifact import Prebuilt
 
@@ -183,6 +184,33 @@ def test_a_finished_engine_is_not_built_again_unless_it_is_damaged(
     assert build(recipe_of(core), core)[0].path.read_bytes() == whole
 
 
+@needs_rtx
+def test_a_build_is_repeated_byte_for_byte_by_the_script_that_it_leaves(
+    build: Build, core: Path, tmp_path: Path
+) -> None:
+    engine, _ = build(recipe_of(core), core)
+    core.unlink()
+    kept = engine.path.parent
+    done = run(["sh", kept / "reproduce.sh", tmp_path / "again"], timeout_s=120)
+    assert json.loads(done.stdout.splitlines()[0])["progress"] >= 0
+    assert (tmp_path / "again" / "engine").read_bytes() == engine.path.read_bytes()
+    assert (kept / "build.log").read_text(encoding="utf-8").startswith("$ ")
+
+
+@needs_rtx
+def test_a_failed_build_leaves_its_log_and_a_script_that_fails_likewise(
+    build: Build, core: Path
+) -> None:
+    onnx.save(graph(helper.make_node("Det", ["x"], ["y"], name="odd")), core)
+    with pytest.raises(ModelUnsupported) as caught:
+        build(recipe_of(core), core)
+    said = dict(line.strip().split(": ", 1) for line in caught.value.message.splitlines()[-2:])
+    assert "`odd` (Det)" in Path(said["log"]).read_text(encoding="utf-8")
+    done = run(said["again"].split(" "), timeout_s=120, check=False)
+    assert done.returncode == ModelUnsupported.exit_code
+    assert "`odd` (Det)" in done.stderr
+
+
 def test_a_key_depends_on_the_recipe_and_the_builder_and_not_on_sentences(core: Path) -> None:
     recipe = recipe_of(core)
     key = ingredients(recipe)
@@ -254,7 +282,7 @@ def test_memory_for_less_than_the_library_is_told_and_nothing_is_kept(
 ) -> None:
     with pytest.raises(InputOutputError) as caught:
         build(recipe_of(core), core, memory_mib=20, timeout_s=60)
-    assert caught.value.message == (
+    assert caught.value.message.splitlines()[0] == (
         "building this engine needs about 300 MiB of memory, and 20 MiB are allowed"
     )
     assert not (tmp_path / "cache" / "stages").exists()
