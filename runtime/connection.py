@@ -95,7 +95,7 @@ class Connection:
         gate = None if shared.guard is None else self._identify
         self._reader = RequestReader(shared.admissions, shared.budget, gate)
         self._caller: Optional[Caller] = None
-        self._name = ""  # who asks, where it is known
+        self._name = self._certified = ""  # who asks, where it is known; by the certificate
         self._peer: Optional[str] = None
         self._busy = False  # a thread works on the answer
         self._scheduled = False  # the next request is looked at in the loop's next round
@@ -126,7 +126,7 @@ class Connection:
         if self._closing:
             return
         self._fresh = False
-        self._name = peer_name or ""
+        self._name = self._certified = peer_name or ""
         self.deadline = self._shared.loop.time() + HEAD_TIMEOUT_S
         if alpn == "h2":
             self._become_http2(b"")
@@ -218,6 +218,7 @@ class Connection:
     def _identify(self, admission: Admission) -> Admission:
         """Let a request in whose caller may send it, or return what refuses it."""
         guard = self._shared.guard
+        self._name = self._certified  # the last request's key says nothing of this one
         if guard is None or not admission.scope:
             return admission
         if self._peer is None:

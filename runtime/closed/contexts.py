@@ -49,6 +49,8 @@ def load_tls(options: ServeOptions, *, http2: bool = False) -> Tls:
     except ValueError as error:
         message = "`%s` is no certificate: %s" % (certificate_path, error)
         raise UsageFault(message, "openssl x509 -in %s -noout" % certificate_path) from error
+    if options.tls_key is None and b"PRIVATE KEY-----" not in content:
+        raise UsageFault("`%s` holds no private key" % certificate_path, "--tls-key FILE")
     _check_secret(key_path)
     context = _context(options.tls_min)
     _load_chain(context, certificate_path, key_path)

@@ -264,7 +264,7 @@ class Call:
         if log.has_access and self._head is not None:
             from ..requestlog import tell_call
 
-            name = "" if self._caller is None else self._caller.name
+            name = self._owner.name_of(self._caller)
             times = None if self._method.task is None else self._owner.times
             tell_call(
                 self._head.fields, self._method.name, code, seconds=seconds, caller=name,

@@ -17,7 +17,7 @@ from .heads import Request, read_request
 from .hpack import Field
 from .http2 import Http2
 from .outgoing import Exchange
-from .rest import Refused, Rest, send_answer
+from .rest import Rest, refuse
 from .service import service_of
 from .streaming import StreamCall
 
@@ -187,8 +187,7 @@ class GrpcConnection:
         elif head is not None:
             self._begin_rest(exchange, head)
         elif request.error is not None:
-            self.metrics.observe("malformed", request.error.status, 0.0)
-            self._refuse(exchange, error_answer(request.error))
+            refuse(self, exchange, error_answer(request.error))
 
     def data(self, exchange: Exchange, piece: bytes) -> None:
         """Take a piece of a request's body; that of a refused one is dropped."""
@@ -222,6 +221,10 @@ class GrpcConnection:
             self._peer = self._stream.peer
         return guard.admit(head.fields, scope, self._peer)
 
+    def name_of(self, caller: Any) -> str:
+        """Return who asks: by the key, or else by the certificate; empty where neither tells."""
+        return self._name if caller is None else str(caller.name)
+
     def start(self, call: Any) -> None:
         """Let a complete request be worked on, once its answer has room."""
         if self._turn > 0 and not self._waiting and self._has_room():
@@ -250,7 +253,7 @@ class GrpcConnection:
             route=route,
             done=partial(self._worked, done),
             deadline=deadline,
-            caller=self._name if caller is None else caller.name,
+            caller=self.name_of(caller),
         )
 
     def drop(self, job: Job) -> None:
@@ -300,7 +303,8 @@ class GrpcConnection:
             if log.has_access:
                 from ..requestlog import tell_call
 
-                tell_call(head.fields, "refused", failed.code, seconds=0.0, caller="", times=None)
+                name = self._name
+                tell_call(head.fields, "refused", failed.code, seconds=0.0, caller=name, times=None)
             self.http2.respond(exchange, status.only_trailers(failed), b"", None)
             return
         kind = StreamCall if method.streams else Call
@@ -317,8 +321,7 @@ class GrpcConnection:
         if refusal is None and admission.stream is not None:
             from .events import Events  # seldom asked for
 
-            name = self._name if caller is None else caller.name
-            shared = self._shared
+            name, shared = self.name_of(caller), self._shared
             exchange.call = Events(self, exchange, admission, caller, shared=shared, name=name)
             return
         if refusal is None:
@@ -326,16 +329,7 @@ class GrpcConnection:
             return
         if caller is not None:
             caller.release()
-        self.metrics.observe(admission.route, refusal.status, 0.0)
-        if admission.fields:
-            refusal = refusal._replace(fields=refusal.fields + admission.fields)
-        self._refuse(exchange, refusal, with_body=head.method != "HEAD")
-
-    def _refuse(self, exchange: Exchange, answer: Answer, *, with_body: bool = True) -> None:
-        """Answer a request from its header."""
-        send_answer(self, exchange, answer, with_body=with_body)
-        if exchange.open:
-            exchange.call = Refused(self, exchange)  # the client's window is closed
+        refuse(self, exchange, refusal, admission, caller)
 
     def _worked(self, done: Callable[[Any], None], answer: Any) -> None:
         self._working -= 1

@@ -148,25 +148,8 @@ class Rest:
 
     def _settle(self, answer: Answer) -> Answer:
         """Count and tell of an answer, and return it with all its fields."""
-        admission = self._admission
         seconds = time.perf_counter() - self._started
-        method = admission.head.method
-        self._owner.metrics.observe(admission.route, answer.status, seconds, method)
-        if admission.fields:
-            answer = answer._replace(fields=answer.fields + admission.fields)
-        if log.has_access or "traceparent" in admission.head.fields:
-            answer = self._told(answer, seconds)
-        return answer
-
-    def _told(self, answer: Answer, seconds: float) -> Answer:
-        """Return the answer with its trace, once the log knows of it."""
-        from ..requestlog import tell
-
-        return tell(
-            self._admission, answer, seconds=seconds, protocol="HTTP/2",
-            caller="" if self._caller is None else self._caller.name,
-            times=None if self._admission.task is None else self._owner.times,
-        )  # fmt: skip
+        return _settle(self._owner, self._admission, answer, seconds=seconds, caller=self._caller)
 
 
 class Refused:
@@ -195,6 +178,56 @@ class Refused:
     def expire(self) -> None:
         """The client has not taken the answer."""
         self._owner.give_up(self._exchange)
+
+
+def refuse(
+    owner: GrpcConnection,
+    exchange: Exchange,
+    answer: Answer,
+    admission: Optional[Admission] = None,
+    caller: Any = None,
+) -> None:
+    """Answer a request from its header.
+
+    Args:
+        owner: The connection.
+        exchange: The request's stream.
+        answer: What refuses it.
+        admission: What was decided from its head; None where that is malformed.
+        caller: Who asks; None where everyone may, and where nobody knows.
+    """
+    if admission is None:
+        owner.metrics.observe("malformed", answer.status, 0.0)
+        if log.has_access:
+            log.access(protocol="HTTP/2", route="malformed", status=answer.status)
+    else:
+        admission = admission._replace(task=None)  # it came to neither queue nor model
+        answer = _settle(owner, admission, answer, seconds=0.0, caller=caller)
+    with_body = admission is None or admission.head.method != "HEAD"
+    send_answer(owner, exchange, answer, with_body=with_body)
+    if exchange.open:
+        exchange.call = Refused(owner, exchange)  # the client's window is closed
+
+
+def _settle(
+    owner: GrpcConnection,
+    admission: Admission,
+    answer: Answer,
+    *,
+    seconds: float,
+    caller: Any,
+) -> Answer:
+    owner.metrics.observe(admission.route, answer.status, seconds, admission.head.method)
+    if admission.fields:
+        answer = answer._replace(fields=answer.fields + admission.fields)
+    if log.has_access or "traceparent" in admission.head.fields:
+        from ..requestlog import tell
+
+        answer = tell(
+            admission, answer, seconds=seconds, protocol="HTTP/2", caller=owner.name_of(caller),
+            times=None if admission.task is None else owner.times,
+        )  # fmt: skip
+    return answer
 
 
 def send_answer(

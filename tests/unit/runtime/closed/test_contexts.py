@@ -43,6 +43,13 @@ def test_key_and_certificate_may_be_one_file(pair: Pair) -> None:
     assert load_context(ServeOptions(tls_cert=str(pair.key)))
 
 
+def test_a_certificate_alone_asks_for_its_key(pair: Pair) -> None:
+    found = fault(ServeOptions(tls_cert=str(pair.cert)))
+    assert (found.message, found.hint) == (
+        f"`{pair.cert}` holds no private key", "--tls-key FILE"
+    )  # fmt: skip
+
+
 def test_a_missing_file_is_named(pair: Pair) -> None:
     for name in ("tls_cert", "tls_key", "tls_client_ca"):
         found = fault(options(pair, **{name: "/none/such.pem"}))
