@@ -88,6 +88,20 @@ def accept(
     return Verdict(slower, True, lowest, round(ours, 4), round(theirs, 4))
 
 
+def fallback_fault(release: Any, fallback: Any) -> Optional[str]:
+    """Return in which the fallback's answers on this processor differ from the recorded ones.
+
+    Where 8-bit products saturate, as with AVX2 and without VNNI, they may; None where they do not.
+    """
+    if not release.manifest.get("golden", {}).get("samples"):
+        return None
+    try:
+        outcome = self_test(release, fallback)
+    except DeviceError as fault:
+        return describe(fault)
+    return None if outcome.passed else outcome.failures[0]
+
+
 def alternate(
     engine: Any,
     fallback: Any,

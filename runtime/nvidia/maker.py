@@ -38,6 +38,7 @@ class DeviceMaker:
         workers: Requests that run in an engine at once.
         gpu_facts: What this device is; by default `device.gpu_facts`.
         command: What builds, in front of REQUEST and FOLDER; by default this release's own.
+        say: Takes sentences for the user.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class DeviceMaker:
         workers: int = WORKERS,
         gpu_facts: Optional[Callable[[], Dict[str, Any]]] = None,
         command: Optional[List[str]] = None,
+        say: Callable[[str], None] = lambda _: None,
     ) -> None:
         self._release = release
         self._store = store
@@ -58,6 +60,8 @@ class DeviceMaker:
         self._gpu_facts = gpu_facts or _gpu_facts
         # -B: a compiled file in the release's folder would be one that the manifest lacks
         self._command = command or [sys.executable, "-B", release.folder, "build-engine"]
+        self._say = say
+        self._looked_at_fallback = False
         self._fresh: Optional[Dict[str, Any]] = None
         self._facts: Dict[str, Any] = {}
         self._rebuilt: List[str] = []
@@ -135,6 +139,7 @@ class DeviceMaker:
         from .builder import BuildFailed
         from .building import start_build
 
+        self._look_at_fallback()
         unlink(self._store.beside(self.fingerprint(), _MEMORY))
         report = start_build(
             self._command,
@@ -151,6 +156,19 @@ class DeviceMaker:
         if strange:
             raise BuildFailed("the build saw another device: %s" % "; ".join(strange))
         return report.sha256
+
+    def _look_at_fallback(self) -> None:
+        """Say so, once, where what answers meanwhile does not answer as recorded."""
+        from .acceptance import fallback_fault
+
+        if self._looked_at_fallback:
+            return
+        self._looked_at_fallback = True
+        fault = fallback_fault(self._release, self._fallback)
+        if fault is not None:
+            said = "until the engine is there, answers on this processor are not as recorded: %s"
+            advice = "; a bundle built with `--precision fp16` has no 8-bit products to saturate"
+            self._say(said % fault + ("int8" in str(self._table["precision"])) * advice)
 
     def load(self, path: str) -> Engine:
         """Return the loaded engine, with the model's other parts where it has such."""
@@ -241,7 +259,12 @@ def _assemble(
     except DeviceError as fault:
         switch.tell("missing", fault.message)
         return switch, None
-    maker = DeviceMaker(release, store, fallback, workers=workers)
+
+    def say(sentence: str) -> None:
+        notes.append(sentence)
+        announce(sentence)
+
+    maker = DeviceMaker(release, store, fallback, workers=workers, say=say)
     return switch, Lifecycle(switch, maker, store, release, retune=retune, notes=notes)
 
 

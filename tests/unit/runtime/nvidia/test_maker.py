@@ -16,6 +16,7 @@ from onnx import TensorProto, helper
 from runtime.engine import describe_choice, open_engine
 from runtime.errors import BadRequest, TargetMismatch
 from runtime.logs import Log
+from runtime.nvidia import acceptance
 from runtime.nvidia import maker as maker_module
 from runtime.nvidia.cudaerrors import OUT_OF_MEMORY
 from runtime.nvidia.fingerprint import hard_facts
@@ -142,6 +143,31 @@ def test_an_engine_is_built_by_a_child_checked_and_kept(
         "tensorrt: checking, answers come from onnxruntime",
         "tensorrt: live, answers come from tensorrt",
     ]
+
+
+def test_a_fallback_that_does_not_answer_as_recorded_on_this_processor_is_told(
+    device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fallback = "output `y`: has a cosine of 0.812 with the recorded output where 0.99 is needed"
+    monkeypatch.setattr(acceptance, "fallback_fault", lambda *_: fallback)
+    switch = device.open(serving=True)
+    until(lambda: switch.state == "live")
+    (note,) = switch.status()["notes"]
+    assert note.startswith("until the engine is there, answers on this processor are not as ")
+    assert fallback in note
+
+
+def test_the_fallback_is_held_to_the_golden_samples_on_this_processor(device: Device) -> None:
+    engine = device.open(serving=False).fallback
+    assert acceptance.fallback_fault(device.release, engine) is None
+    # as where 8-bit products saturate
+    run = engine.run
+    engine.run = lambda feeds, names=None: {
+        name: Tensor(y.dtype, y.shape, bytes(len(y.data))) for name, y in run(feeds, names).items()
+    }
+    fault = acceptance.fallback_fault(device.release, engine)
+    assert fault is not None
+    assert fault.startswith("golden sample 0, output `y`: ")
 
 
 def test_the_next_start_loads_the_kept_engine(
