@@ -190,6 +190,7 @@ class DeviceMaker:
                 precision=str(self._table["precision"]),
                 workers=self._workers,
                 memory=self._known_memory(),
+                cuda_graphs=self._table.get("cuda_graphs") is True,
                 runtime_cache=self._runtime_cache(),
                 host_code_allowed=self._request.version_compatible,
             )

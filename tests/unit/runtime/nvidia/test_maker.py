@@ -216,6 +216,18 @@ def test_host_code_inside_an_engine_runs_only_where_the_bundle_asks_for_it(
     assert allowed == [asked]
 
 
+@pytest.mark.parametrize("asked", [False, True])
+def test_cuda_graphs_are_recorded_where_the_bundle_asks_for_them(
+    device: Device, gpu: StandinGpu, asked: bool
+) -> None:
+    device.release.manifest["tensorrt"]["cuda_graphs"] = asked
+    gpu.trt.faults.capturable = False
+    switch = device.open(serving=True)
+    until(lambda: switch.state == "live", describe_choice(switch) or "")
+    refused = "this engine cannot be captured as a CUDA graph: it runs without"
+    assert switch.status()["notes"] == [refused] * asked
+
+
 def test_the_kind_of_memory_is_measured_once(device: Device, gpu: StandinGpu) -> None:
     gpu.configure(integrated=True)
     switch = device.open(serving=True)
