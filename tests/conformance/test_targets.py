@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,7 @@ def built(
     done = edgepack_session(
         "build", _write_network(folder), *words, "-c", calibration, "--precision", "int8-static",
         "-o", folder / "dist", "--json", check=True,
+        env={"PATH": os.environ["PATH"]},  # with the real emulator
     )  # fmt: skip
     return {item["target"]: item for item in json.loads(done.stdout)}
 

@@ -16,10 +16,10 @@ pytestmark = [pytest.mark.torch, pytest.mark.network]
 
 @pytest.fixture(scope="module")
 def motion(build: Callable[..., dict[str, Any]], motion_gru: Any) -> dict[str, Any]:
-    """Build the GRU with a dynamic time axis."""
+    """Build the GRU with a dynamic time axis, exported at a length that unrolls soon."""
     return build(
         motion_gru.factory, "-t", "cpu-x86_64", "-c", motion_gru.calibration,
-        "--shape", "signal=batch,time,6", "--dim", "time=10..80,opt=40", "--name", "motion",
+        "--shape", "signal=batch,time,6", "--dim", "time=10..80,opt=12", "--name", "motion",
     )  # fmt: skip
 
 
