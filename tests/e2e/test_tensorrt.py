@@ -191,6 +191,27 @@ def test_the_same_inputs_give_the_same_bundle_around_an_engine_of_the_same_finge
     assert other_files(second) == other_files(first)
 
 
+@pytest.mark.slow
+def test_a_bundle_with_a_bf16_engine_answers_in_float32_where_there_is_no_gpu(
+    build: Callable[..., dict[str, Any]], serve: Any, tmp_path: Path
+) -> None:
+    (tmp_path / "words.py").write_text(TRANSFORMER, encoding="utf-8")
+    built = build(
+        f"{tmp_path / 'words.py'}:make_model", "-t", "rtx-ada", "--precision", "bf16",
+        "--shape", "x=batch,tokens,64", "--dim", "tokens=1..64,opt=16", "--dim", "batch=1..8",
+    )  # fmt: skip
+    manifest = read_manifest(Path(built["path"]))
+    sizes = {file["path"]: file["size"] for file in manifest["files"]}
+    assert engine_of(built)["facts"]["precision"] == manifest["tensorrt"]["precision"] == "bf16"
+    assert (manifest["engine"]["artifact"], manifest["engine"]["precision"]) == (
+        "model/model.onnx", "fp32",
+    )  # fmt: skip
+    assert sizes[manifest["tensorrt"]["artifact"]] < 0.8 * sizes["model/model.onnx"]
+    with serve(Path(built["path"])) as server:
+        answer = server.post("/predict", {"data": np.ones((1, 5, 64)).tolist()})
+    assert np.array(answer["result"]).shape == (1, 5, 10)
+
+
 def test_a_transformer_of_any_length_gets_two_profiles(
     words: dict[str, dict[str, Any]], serve: Any
 ) -> None:
