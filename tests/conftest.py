@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import fcntl
 import importlib.util
 import os
 import random
@@ -308,7 +309,29 @@ def _load_module(path: Path) -> ModuleType:
     return module
 
 
-def _train(stem: str, folder: Path, minimum: float) -> tuple[ModuleType, float]:
+def _train(
+    stem: str, minimum: float, made: pytest.TempPathFactory
+) -> tuple[Path, ModuleType, float]:
+    """Return a folder with the trained model, its module and accuracy; one worker trains for all.
+
+    Each gets a copy, for what a test writes beside the model is no other worker's.
+    """
+    base = made.getbasetemp()
+    shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / f"trained-{stem}"
+    shared.mkdir(exist_ok=True)
+    with (shared / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (shared / "accuracy").exists():
+            (shared / "accuracy").write_text(repr(_trained(stem, shared)))
+    folder = made.mktemp(stem)
+    for name in (f"{stem}.py", f"{stem}.pt"):
+        shutil.copy(shared / name, folder)
+    accuracy = float((shared / "accuracy").read_text())
+    assert accuracy >= minimum, f"{stem} learned too little: {accuracy:.3f}"
+    return folder, _load_module(folder / f"{stem}.py"), accuracy
+
+
+def _trained(stem: str, folder: Path) -> float:
     import torch
 
     shutil.copy(ROOT / "tests" / "models" / f"{stem}.py", folder)
@@ -316,11 +339,9 @@ def _train(stem: str, folder: Path, minimum: float) -> tuple[ModuleType, float]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # tiny layers: hand-overs between threads cost more than they gain
     try:
-        accuracy = module.train(folder)
+        return float(module.train(folder))
     finally:
         torch.set_num_threads(threads)
-    assert accuracy >= minimum, f"{stem} learned too little: {accuracy:.3f}"
-    return module, accuracy
 
 
 def _save_rows(folder: Path, name: str, rows: Sequence[Any]) -> Path:
@@ -336,8 +357,7 @@ def _save_rows(folder: Path, name: str, rows: Sequence[Any]) -> Path:
 def digits_cnn(tmp_path_factory: pytest.TempPathFactory) -> TrainedModel:
     """Train the digits network: input `x` float32 [batch, 1, 8, 8], scores [batch, 10]."""
     pytest.importorskip("torch", reason="torch is not installed (extra `torch`)")
-    folder = tmp_path_factory.mktemp("digits")
-    module, accuracy = _train("digits_cnn", folder, 0.97)
+    folder, module, accuracy = _train("digits_cnn", 0.97, tmp_path_factory)
     train_x, _, test_x, test_y = module.load_data()
     return TrainedModel(
         factory=f"{folder / 'digits_cnn.py'}:make_model",
@@ -355,8 +375,7 @@ def digits_cnn(tmp_path_factory: pytest.TempPathFactory) -> TrainedModel:
 def motion_gru(tmp_path_factory: pytest.TempPathFactory) -> TrainedModel:
     """Train the bidirectional GRU: input `signal` float32 [batch, time, 6], scores [batch, 4]."""
     pytest.importorskip("torch", reason="torch is not installed (extra `torch`)")
-    folder = tmp_path_factory.mktemp("motion")
-    module, accuracy = _train("motion_gru", folder, 0.9)
+    folder, module, accuracy = _train("motion_gru", 0.9, tmp_path_factory)
     train_x, _ = module.make_data(64, time=40, seed=0)
     test_x, test_y = module.make_data(100, time=40, seed=1)
     return TrainedModel(
