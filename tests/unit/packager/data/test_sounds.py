@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from scipy import signal
 
 from packager.data._resample import resample
 from packager.data._wav import read_wav
@@ -130,6 +129,8 @@ def test_what_the_lower_rate_can_hold_is_kept() -> None:
 
 
 def test_it_agrees_with_scipys_polyphase_filter() -> None:
+    from scipy import signal
+
     noise = np.random.default_rng(0).standard_normal(20000)
     soft = signal.sosfiltfilt(signal.butter(8, 3000, fs=44100, output="sos"), noise)
     ours = resample(soft, 44100, 16000)

@@ -124,7 +124,7 @@ def test_a_bidirectional_gru_with_two_open_dimensions_and_a_dictionary_of_output
     found = importing(
         word,
         shapes={"signal": ("batch", "time", 3), "shift": (3,)},
-        dims={"time": DimRange(min=1, max=40, opt=10), "batch": DimRange(min=1, max=4, opt=1)},
+        dims={"time": DimRange(min=1, max=40, opt=4), "batch": DimRange(min=1, max=4, opt=1)},
     )
     assert [str(s) for s in (*found.signature.inputs, *found.signature.outputs)] == [
         "signal: float32[batch=1..4, time=1..40, 3]",
