@@ -76,7 +76,8 @@ def _list_heads(folder: Folder) -> Tuple[Dict[str, Any], List[str]]:
         found.append({"name": segment.name, "bytes": segment.size, "created": begun})
     lines = ["%s  %10d bytes  begun %s" % (one["name"], one["bytes"], _date(one["created"]))
              for one in found]  # fmt: skip
-    lines.append("%d segments; give `--capture-key` to see the requests in them" % len(found))
+    segments = _number(len(found), "segment")
+    lines.append("%s; give `--capture-key` to see the requests in them" % segments)
     return {"segments": found}, lines
 
 
@@ -86,11 +87,12 @@ def _list(folder: Folder, key: CaptureKey) -> Tuple[Dict[str, Any], List[str]]:
     for segment, record in each_record(folder, key, faults.append):
         if record.kind == REQUEST:
             found.append({**record.fields, "segment": segment.name})
+    _refuse_unread(found, faults)
     lines = [
         "%s  %s  %s  %s" % (_date(one["time"]), one["id"], one["engine"], one["request"] or "")
         for one in found
     ]
-    lines.append("%d requests" % len(found))
+    lines.append(_number(len(found), "request"))
     return {"requests": found, "faults": faults}, lines + faults
 
 
@@ -127,6 +129,12 @@ def _export(
     ]
     tensors, left_out = _stack(records, with_outputs=values["outputs"])
     if not tensors:
+        _refuse_unread(records, faults)
+        if records and not any(record.inputs for record in records) and not values["outputs"]:
+            raise UsageFault(
+                "all inputs of what is kept in `%s` are masked" % folder.path,
+                "--outputs exports the answers",
+            )
         raise UsageFault("no request is kept in `%s`" % folder.path)
     # what is decrypted is for nobody else either
     before = os.umask(0o077)
@@ -143,10 +151,17 @@ def _export(
         "arrays": {name: list(tensor.shape) for name, tensor in tensors.items()},
         "faults": faults,
     }
-    lines = ["%d rows of %d requests in `%s`" % (rows, result["requests"], values["output"])]
+    counted = (_number(rows, "row"), _number(len(records) - left_out, "request"))
+    lines = ["%s of %s in `%s`" % (*counted, values["output"])]
     if left_out:
-        lines.append("%d requests of other shapes were left out" % left_out)
+        lines.append("of other shapes, and left out: " + _number(left_out, "request"))
     return result, lines + faults
+
+
+def _refuse_unread(found: List[Any], faults: List[str]) -> None:
+    """Raise an `IntegrityFault` where nothing could be read, which is not the same as nothing."""
+    if faults and not found:
+        raise IntegrityFault("; ".join(faults))
 
 
 def _stack(records: List[Record], *, with_outputs: bool) -> Tuple[Dict[str, Tensor], int]:
@@ -255,14 +270,14 @@ def _verify(folder: Folder, key: Optional[CaptureKey]) -> Tuple[Dict[str, Any], 
     if result["faults"]:
         raise IntegrityFault("; ".join(result["faults"]))
     lines = [
-        "%d segments, every number accounted for" % result["segments"],
-        "%d deletions in an unbroken chain, %d of them signed"
-        % (result["deletions"], result["signed"]),
+        "%s, every number accounted for" % _number(result["segments"], "segment"),
+        "%s in an unbroken chain, %d of them signed"
+        % (_number(result["deletions"], "deletion"), result["signed"]),
     ]
     if key is None:
         lines.append("give `--capture-key` to check what is in the segments and who signed")
     else:
-        lines.append("%d records decrypted and authentic" % result["records"])
+        lines.append("%s decrypted and authentic" % _number(result["records"], "record"))
     return result, lines
 
 

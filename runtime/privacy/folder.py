@@ -53,6 +53,9 @@ class State(NamedTuple):
     head: str = ""
 
 
+_STATE_TYPES = [type(value) for value in State()]
+
+
 class Folder:
     """A folder of kept requests.
 
@@ -139,16 +142,23 @@ class Folder:
 
     def state(self) -> State:
         """Return the state; a folder whose state was lost counts on from its last segment."""
+        state = self._read_state() or State()
+        numbers = [segment.number for segment in self.segments()]
+        return state._replace(next=max([state.next, *(number + 1 for number in numbers)]))
+
+    @property
+    def has_state(self) -> bool:
+        """Whether there is a state that can be read."""
+        return self._read_state() is not None
+
+    def _read_state(self) -> Optional[State]:
         try:
             with open(self.file(STATE), "rb") as stream:
                 found = json.loads(stream.read(4096).decode("ascii"))
             state = State(**found)
         except (OSError, ValueError, TypeError):
-            state = State()
-        if [type(value) for value in state] != [type(value) for value in State()]:
-            state = State()
-        numbers = [segment.number for segment in self.segments()]
-        return state._replace(next=max([state.next, *(number + 1 for number in numbers)]))
+            return None
+        return state if [type(value) for value in state] == _STATE_TYPES else None
 
     def keep_state(self, state: State) -> None:
         """Write the state, whole or not at all."""

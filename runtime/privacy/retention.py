@@ -188,6 +188,8 @@ def verify(folder: Folder, key: Optional[CaptureKey]) -> Dict[str, Any]:
     deleted = [str(item["name"]) for entry in entries for item in entry["segments"]]
     segments = folder.segments()
     here = {segment.name for segment in segments}
+    if (segments or entries) and not folder.has_state:
+        faults.append("`state.json`, which counts segments and deletions, is not there or changed")
     faults += ["`%s` was deleted and is there" % name for name in deleted if name in here]
     accounted = {segment.number for segment in segments}
     accounted.update(int(name[:10]) for name in deleted)

@@ -136,7 +136,35 @@ def test_requests_of_other_shapes_are_left_out_of_an_export(
     writer.close()
     result, lines = run("export", output=str(tmp_path / "rows.npz"))
     assert (result["rows"], result["left_out"]) == (5, 3)
-    assert lines[1] == "3 requests of other shapes were left out"
+    assert lines[1] == "of other shapes, and left out: 3 requests"
+
+
+def test_an_export_of_masked_inputs_says_so(run: Callable[..., Any], kept: Path) -> None:
+    folder = Folder(str(kept))
+    run("delete", all=True)
+    head = {"created": 1, "wall": 1, "keep_s": 3e9, "model": "m"}
+    _, writer, _ = begin_segment(folder, folder.state(), head, CaptureKey(RAW))
+    writer.append(pack_record(Record(REQUEST, {"time": 1.0, "id": "z"}, {}, row(1))))
+    writer.close()
+    with pytest.raises(UsageFault, match=r"all inputs of what is kept in `.*` are masked") as found:
+        run("export", output=str(kept.parent / "rows.npz"))
+    assert found.value.hint == "--outputs exports the answers"
+
+
+def test_another_key_finds_no_empty_folder(run: Callable[..., Any], kept: Path) -> None:
+    (kept.parent / "key").write_bytes(RAW[::-1])
+    for action in ("list", "export"):
+        with pytest.raises(IntegrityFault, match="was encrypted with another key"):
+            run(action, output=str(kept.parent / "rows.npz"))
+
+
+def test_a_folder_that_lost_its_counts_is_not_in_order(run: Callable[..., Any], kept: Path) -> None:
+    run("delete", before="2026-01-02")
+    state = kept / "state.json"
+    for damage in (state.unlink, lambda: state.write_text('{"clock": 1}x')):
+        damage()
+        with pytest.raises(IntegrityFault, match=r"`state\.json`, which counts"):
+            run("verify")
 
 
 def test_deleting_one_request_proves_itself(run: Callable[..., Any]) -> None:
@@ -145,7 +173,7 @@ def test_deleting_one_request_proves_itself(run: Callable[..., Any]) -> None:
     assert (result["requests"], result["left"]["segments"]) == (1, 2)
     assert lines[0] == "1 request deleted, and the key of 1 segment overwritten"
     assert [one["request"] for one in run("list")[0]["requests"]] == ["c", "d", "a"]
-    assert run("verify")[1][1] == "1 deletions in an unbroken chain, 1 of them signed"
+    assert run("verify")[1][1] == "1 deletion in an unbroken chain, 1 of them signed"
 
 
 def test_deleting_before_a_date_needs_no_key(run: Callable[..., Any]) -> None:
