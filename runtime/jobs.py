@@ -37,11 +37,15 @@ def perform(task: Task, body: Body, caller: str = "") -> Any:
 
 
 class Job:
-    """One request on its way; `cancel` it when its client has gone."""
+    """One request on its way; `cancel` it when its client has gone.
+
+    Attributes:
+        queued: It takes a place in the queue that others may want.
+    """
 
     __slots__ = (
-        "_dropped", "body", "caller", "cancelled", "deadline", "done", "route", "since", "task",
-        "waited_s",
+        "_dropped", "body", "caller", "cancelled", "deadline", "done", "queued", "route", "since",
+        "task", "waited_s",
     )  # fmt: skip
 
     def __init__(
@@ -65,13 +69,15 @@ class Job:
         self.since = since
         self.waited_s = 0.0
         self.cancelled = False
+        self.queued = True
         self._dropped = dropped
 
     def cancel(self) -> None:
         """Drop it if it has not begun; its `done` is not called any more."""
         if not self.cancelled:
             self.cancelled = True
-            self._dropped()
+            if self.queued:
+                self._dropped()
 
 
 class Pace:

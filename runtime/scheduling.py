@@ -69,8 +69,7 @@ class Scheduler:
     @property
     def pending(self) -> int:
         """Requests that wait and whose clients wait for them."""
-        waiting = self._workers.waiting + len(self._gathered) + len(self._line)
-        return max(0, waiting - self._dropped)
+        return max(0, self._workers.waiting + len(self._gathered) - self._dropped)
 
     def submit(
         self,
@@ -98,7 +97,7 @@ class Scheduler:
         if self._batching is not None and len(body) <= MAX_BATCHED_BYTES and not task.aside:
             return self._gather(self._job(task, body, route, done, deadline, caller))
         if self._pace.is_inline(route, len(body)) and not task.aside:
-            if self._loop.crowd > 1:
+            if self._loop.crowd > 1 or self._line:  # who comes later must not overtake
                 return self._line_up(self._job(task, body, route, done, deadline, caller))
             if deadline is not None and self._loop.time() >= deadline:
                 self.times = (0.0, -1.0)
@@ -178,6 +177,7 @@ class Scheduler:
         """
         if not self._line:
             self._loop.soon(self._work_line)
+        job.queued = False
         self._line.append(job)
         self._metrics.in_flight += 1
         return job
@@ -189,7 +189,6 @@ class Scheduler:
         for _ in range(min(len(line), MAX_TOGETHER)):
             job = line.popleft()
             if job.cancelled:
-                self._dropped -= 1
                 metrics.in_flight -= 1
                 continue
             now, began = self._loop.time(), clock()
@@ -223,9 +222,7 @@ class Scheduler:
                 metrics.observe_compute(times[1])
             self._pace.observe(job.route, len(job.body), spent_s + clock() - began)
             self.times = times
-            if job.cancelled:
-                self._dropped -= 1
-            else:
+            if not job.cancelled:
                 job.done(answer)
 
     def _work(self, job: Job) -> Optional[Tuple[Any, float, float, float]]:

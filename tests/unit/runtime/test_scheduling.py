@@ -179,6 +179,41 @@ def test_quick_requests_of_one_round_go_through_each_step_together(
     assert (bench.metrics.in_flight, bench.scheduler.pending) == (0, 0)
 
 
+def test_who_comes_later_does_not_overtake_those_that_line_up(
+    make_bench: Callable[..., Bench],
+) -> None:
+    bench = make_bench()
+    bench.ask("first", b"\1\2")
+    bench.turn(lambda: "first" in bench.answers)
+    steps = Steps(bench)
+    bench.task = steps.task
+    ready_together(bench, [lambda n=n: bench.ask(str(n), bytes([n, 0])) for n in range(10)])
+    bench.loop.crowd = 1
+    bench.ask("late", b"\13\0")
+    bench.turn(lambda: "late" in bench.answers)
+    assert [step for step in steps.taken if "run" in step][-1] == "run 11"
+    assert len(bench.answers) == 12
+
+
+def test_quick_requests_take_no_place_from_slow_ones(
+    make_bench: Callable[..., Bench], engine: Doubling
+) -> None:
+    bench = make_bench(queue=2)
+    bench.ask("first", b"\1\2")
+    bench.turn(lambda: "first" in bench.answers)
+    bench.loop.crowd = 2
+    quick = [bench.ask(str(n), bytes([n, 0])) for n in range(3)]
+    quick[0].cancel()
+    engine.gate.clear()
+    slow = bytes(2000)
+    for name in ("slow", "slow too"):
+        bench.ask(name, slow)
+    assert "slow too" not in bench.answers
+    engine.gate.set()
+    bench.turn(lambda: len(bench.answers) == 5)
+    assert bench.answers["slow too"] == slow
+
+
 def test_a_request_that_comes_alone_does_not_wait_for_others(
     make_bench: Callable[..., Bench],
 ) -> None:
