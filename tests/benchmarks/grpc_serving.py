@@ -120,7 +120,7 @@ def drive(port: int, method: str, message: bytes, seconds: float) -> int:
         body.flush()
         address = f"http://127.0.0.1:{port}{SERVICE}{method}"
         argv = [
-            program, f"-c{CONNECTIONS}", "-m1", "-t1", "-D", str(seconds), "-d", body.name,
+            program, f"-c{CONNECTIONS}", "-m1", "-t1", "-D", f"{seconds:.0f}", "-d", body.name,
             "-H", "content-type: application/grpc", "-H", "te: trailers", address,
         ]  # fmt: skip
         told = subprocess.run(argv, check=True, capture_output=True, text=True).stdout
