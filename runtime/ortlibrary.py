@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
-import platform
 import re
 import struct
 from ctypes import c_char_p, c_int, c_size_t, c_uint32, c_void_p
@@ -225,9 +224,10 @@ def _check_elf(name: str, stream: BinaryIO) -> None:
         raise ModelFault("`%s` is no 64-bit shared library" % name)
     (machine,) = struct.unpack_from("<H", header, 18)
     built_for = _ELF_MACHINES.get(machine, "machine %d" % machine)
-    if built_for != platform.machine():
+    here = os.uname().machine
+    if built_for != here:
         raise TargetMismatch(
-            "the engine library is for %s and this machine is %s" % (built_for, platform.machine()),
+            "the engine library is for %s and this machine is %s" % (built_for, here),
             hint="build the bundle for a target of this machine",
         )
     (table,) = struct.unpack_from("<Q", header, 32)
@@ -248,6 +248,8 @@ def _load_fault(name: str, message: str) -> DeviceError:
     """Return the fault for what the dynamic loader said."""
     needed = re.search(r"version [`']((?:GLIBC|GLIBCXX|CXXABI)_[0-9.]+)' not found", message)
     if needed:
+        import platform  # compiles its patterns when it is imported
+
         libc = " ".join(platform.libc_ver()) or "another C library"
         return TargetMismatch(
             "the engine library needs %s and this system has %s" % (needed.group(1), libc),

@@ -7,6 +7,7 @@ import math
 import os
 from typing import Any, Dict, List, Mapping, Optional, Sequence
 
+from . import codecache
 from .detect import check_fits, detect_device
 from .engine import describe_choice, open_engine
 from .errors import BadRequest, InputOutputFault, UsageFault
@@ -69,6 +70,7 @@ def run_predict(
             answers = [run(feeds, list(signature.outputs)) for feeds in requests]
         finally:
             engine.close()
+        codecache.keep()
         if output is not None:
             write_npz(output, answers[0])
         labels = _read_labels(release)

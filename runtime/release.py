@@ -10,7 +10,8 @@ from typing import Any, Dict, Iterator, Optional, Set, Tuple
 from .errors import DeviceError, InputOutputFault, IntegrityFault, UsageFault
 from .manifest import MAX_MANIFEST_BYTES, Manifest, digest_line, parse_manifest
 
-_CHUNK_BYTES = 1 << 18
+# Few rounds: after each one this waits for the thread that imports meanwhile.
+_CHUNK_BYTES = 1 << 22
 _FOLDER_MODE = 0o755
 _COMPILED = "__pycache__"
 

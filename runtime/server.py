@@ -11,6 +11,7 @@ import threading
 from functools import partial
 from typing import TYPE_CHECKING, Callable, Iterator, Optional, Tuple
 
+from . import codecache
 from .access import Access, check_exposure
 from .app import PAGE_ROUTES, App
 from .connection import IDLE_TIMEOUT_S, Connection, Shared
@@ -64,6 +65,7 @@ def serve(
     options = options or ServeOptions()
     log.configure(form=options.log, access=options.access_log)
     server = Server(app, options, handover=handover, succession=succession, look=look)
+    codecache.keep()  # the release was verified before there was an app of it
     # What was made until now lives as long as the process: no collection has to walk over it.
     gc.collect()
     gc.freeze()

@@ -163,7 +163,7 @@ def _own(program: str, cache_dir: Path | None, *arguments: str) -> list[str]:
 
 def bundle_argv(bundle: Path, arguments: Sequence[str]) -> list[str]:
     """Return the command that runs a bundle, or an unpacked release, as a device does."""
-    return [sys.executable, "-I", "-B", str(bundle.absolute()), *arguments]
+    return [sys.executable, "-I", str(bundle.absolute()), *arguments]
 
 
 def bundle_environment(cache_dir: Path) -> dict[str, str]:

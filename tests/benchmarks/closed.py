@@ -10,6 +10,7 @@ set size after some seconds of load over 8 connections. wrk does not look at cer
 from __future__ import annotations
 
 import http.client
+import os
 import re
 import socket
 import statistics
@@ -23,6 +24,7 @@ from typing import TYPE_CHECKING
 
 from tests.benchmarks.figures import Row, print_table
 from tests.benchmarks.serving import (
+    CACHE,
     CONNECTIONS,
     LOAD_S,
     WRK,
@@ -127,8 +129,9 @@ def measure(case: Case, folder: Path, *, loaded: bool) -> Run:
     """Start a server, and with `loaded` keep it busy for a while."""
     port = free_port()
     argv = [word.replace("PORT", str(port)) for word in case.argv]
+    env = {**os.environ, "XDG_CACHE_HOME": str(folder / CACHE)}
     began = time.perf_counter()
-    process = subprocess.Popen(argv, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(argv, stderr=subprocess.DEVNULL, env=env)
     try:
         wait_for(process, port)
         ask_once(case, port)

@@ -8,6 +8,7 @@ with nothing decoded.
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import socket
@@ -21,6 +22,7 @@ from pathlib import Path
 
 from tests.benchmarks.figures import Row, print_table
 from tests.benchmarks.serving import (
+    CACHE,
     CONNECTIONS,
     LOAD_S,
     ROOT,
@@ -142,7 +144,8 @@ def measure(subject: Subject, method: str, message: bytes) -> tuple[float, float
     """Return the CPU microseconds per call, calls per second, and memory in MB."""
     port = free_port()
     argv = [word.replace("PORT", str(port)) for word in subject.argv]
-    process = subprocess.Popen(argv, cwd=subject.folder, stderr=subprocess.DEVNULL)
+    env = {**os.environ, "XDG_CACHE_HOME": str(subject.folder / CACHE)}
+    process = subprocess.Popen(argv, cwd=subject.folder, stderr=subprocess.DEVNULL, env=env)
     try:
         while True:
             try:

@@ -6,6 +6,7 @@ import sys
 
 MINIMUM = (3, 8)
 
+keeps_code = not sys.dont_write_bytecode
 sys.dont_write_bytecode = True
 if sys.version_info[:2] < MINIMUM:
     sys.stderr.write(
@@ -14,6 +15,12 @@ if sys.version_info[:2] < MINIMUM:
     )
     sys.exit(3)
 
+root = os.path.dirname(os.path.abspath(__file__))
+if keeps_code and sys.argv[1:2] in (["serve"], ["predict"]):
+    from runtime import codecache
+
+    codecache.install(root, globals()["__loader__"])
+
 from runtime.main import main  # noqa: E402 - only a new enough interpreter can read it
 
-sys.exit(main(sys.argv[1:], os.path.dirname(os.path.abspath(__file__))))
+sys.exit(main(sys.argv[1:], root))

@@ -180,6 +180,7 @@ def stub_bundle(tmp_path: Path) -> Path:
         (tmp_path / path).write_bytes(data)
     (tmp_path / "runtime").mkdir()
     (tmp_path / "runtime" / "__init__.py").write_text("")
+    (tmp_path / "runtime" / "codecache.py").write_text("def install(root, loader):\n    pass\n")
     (tmp_path / "runtime" / "main.py").write_text(
         "def main(argv, root):\n    print(argv, root)\n    return 7\n"
     )
