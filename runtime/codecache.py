@@ -72,9 +72,14 @@ class CodeCache:
         exec(self._modules[module.__name__][1], module.__dict__)  # noqa: S102
 
     def keep(self) -> None:
-        """Write what was compiled, all of it or nothing; where that cannot be, do without."""
-        if not self._compiled:
-            return
+        """Write what was compiled, if anything was, and forget the modules that are loaded."""
+        if self._compiled:
+            self._write()
+        for name in set(self._modules).intersection(sys.modules):
+            del self._modules[name]
+
+    def _write(self) -> None:
+        """Write all of it or nothing; where that cannot be, do without."""
         data = marshal.dumps(self._modules)
         folder, name = os.path.split(self._path)
         partial = os.path.join(folder, ".%s.%d.part" % (name, os.getpid()))
@@ -86,7 +91,6 @@ class CodeCache:
             with open(os.open(partial, flags, 0o600), "wb") as stream:
                 stream.write(hashlib.sha256(data).digest() + data)
             os.replace(partial, self._path)
-            self._compiled = False
             _prune(folder)
         except OSError:
             _unlink(partial)
