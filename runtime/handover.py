@@ -36,13 +36,25 @@ class Succession(NamedTuple):
     listening: socket.socket
     announce: int
 
-    def ready(self) -> None:
-        """Tell the other process that it may stop accepting."""
+    def ready(self, loop: Loop, taken_over: Callable[[], None]) -> None:
+        """Tell the other process that it may stop accepting.
+
+        Args:
+            loop: Where its answer is heard.
+            taken_over: Called in the loop once it has told the service manager who serves now,
+                which listens to no other process until then, or once it has gone.
+        """
         try:
             os.write(self.announce, _READY)
         except OSError:
             pass  # it has gone, so there is nobody to take over from
+        # nothing is waited for but the other end's being closed, which is always told
+        loop.watch(self.announce, 0, lambda _: self._close(loop, taken_over))
+
+    def _close(self, loop: Loop, taken_over: Callable[[], None]) -> None:
+        loop.unwatch(self.announce)
         os.close(self.announce)
+        taken_over()
 
 
 def inherited(environment: Optional[MutableMapping[str, str]] = None) -> Optional[Succession]:
@@ -77,6 +89,7 @@ class Handover:
         self._digest = digest
         self._argv = argv
         self._child: Optional[subprocess.Popen[bytes]] = None
+        self._successor: Optional[subprocess.Popen[bytes]] = None
         self._heard = -1
         self._give_up_at = 0.0
 
@@ -126,6 +139,18 @@ class Handover:
         self._give_up_at = loop.time() + START_S
         loop.watch(heard, select.EPOLLIN, lambda _: self._hear(loop, done))
 
+    @property
+    def is_lost(self) -> bool:
+        """Whether the successor was ready and has ended since.
+
+        Its exit status is left for the service manager, which inherits it when this process ends
+        and hears of it no earlier.
+        """
+        if self._successor is None:
+            return False
+        how = os.WEXITED | os.WNOHANG | os.WNOWAIT
+        return os.waitid(os.P_PID, self._successor.pid, how) is not None
+
     def look(self, loop: Loop) -> None:
         """End a successor that takes too long; its silence is then heard as a failure."""
         if self._child is not None and loop.time() > self._give_up_at:
@@ -144,12 +169,14 @@ class Handover:
     def _hear(self, loop: Loop, done: Callable[[Optional[int], str], None]) -> None:
         word = os.read(self._heard, 1)
         loop.unwatch(self._heard)
-        os.close(self._heard)
         child, self._child = self._child, None
         assert child is not None  # noqa: S101 - for the type checker: it is what was heard
         if word == _READY:
+            self._successor = child
             done(child.pid, "")
+            os.close(self._heard)  # no earlier: it tells the successor that `done` is through
             return
+        os.close(self._heard)
         status = child.wait()  # it has closed its end: it is ending, or has ended
         if status < 0:
             done(None, "it was ended by %s" % signal.Signals(-status).name)

@@ -133,13 +133,15 @@ class Server:
             self._shared.open_stream = partial(self._door.wrap, loop)
         self._shared.check = self._access.check
         app.metrics.pending = lambda: self._scheduler.pending
-        self._notifier = _notifier()
+        # A successor speaks with the service manager once the process before it has named it.
+        self._notifier = None if succession is not None else _notifier()
         self._make_handover = handover
         self._handover: Optional[Handover] = None
         self._succession = succession
         self._look = look
         self._stopping = False
         self._succeeded = False
+        self._trouble = ""
         self._give_up_at = 0.0
 
     def run(self, ready: Callable[[str], None]) -> None:
@@ -150,10 +152,9 @@ class Server:
             with self._signals():
                 self._app.ready = True
                 if self._succession is not None:
-                    self._succession.ready()
+                    self._succession.ready(loop, self._take_over)
                 ready(self.url)
-                if self._notifier is not None:
-                    self._notifier.ready("serving %s on %s" % (self._app.name, self.url))
+                self._tell_ready()
                 over = lambda: self._stopping or self._succeeded  # noqa: E731 - asked every turn
                 loop.run(over, lambda: self._tick(listener), TICK_S)
                 listener.close()
@@ -162,7 +163,7 @@ class Server:
                     self._outlive(listener)
                 self._app.ready = False
                 log.event("drain")
-                if self._notifier is not None and not self._succeeded:
+                if self._notifier is not None:
                     self._notifier.stopping()
                 for connection in list(shared.connections):
                     connection.drain()
@@ -194,8 +195,13 @@ class Server:
         now could cost the request that is on its way.
         """
         self._give_up_at = self._loop.time() + IDLE_TIMEOUT_S
-        over = lambda: self._stopping or self._is_drained()  # noqa: E731 - asked every turn
-        self._loop.run(over, lambda: self._tick(listener), TICK_S)
+
+        def is_over() -> bool:
+            if self._stopping or self._is_drained():
+                return True
+            return self._handover is not None and self._handover.is_lost
+
+        self._loop.run(is_over, lambda: self._tick(listener), TICK_S)
 
     def _reload(self) -> None:
         if self._notifier is not None:
@@ -203,9 +209,23 @@ class Server:
         if self._door is not None:
             self._door.reload()
             self._follow_names()
+        self._trouble = ""
         self._look_for_successor()
-        if self._notifier is not None:
-            self._notifier.ready()
+        self._tell_ready()
+
+    def _take_over(self) -> None:
+        """Speak with the service manager from now on, as its main process."""
+        self._notifier = _notifier()
+        self._tell_ready()
+
+    def _tell_ready(self) -> None:
+        """Tell the service manager that this process serves, unless a successor is starting."""
+        if self._notifier is None or (self._handover is not None and self._handover.under_way):
+            return
+        status = "serving %s %s on %s" % (self._app.name, self._app.version, self.url)
+        if self._trouble:
+            status += "; another release does not start: %s" % self._trouble
+        self._notifier.ready(status)
 
     def _follow_names(self) -> None:
         """Answer for the names of a new certificate, and no more for those of the old one."""
@@ -230,11 +250,14 @@ class Server:
     def _succeed(self, pid: Optional[int], reason: str) -> None:
         if pid is None:
             log.event("not_succeeded", level="error", reason=reason)
+            self._trouble = reason
+            self._tell_ready()
             return
         self._succeeded = True
         log.event("succeeded", pid=pid)
         if self._notifier is not None:
-            self._notifier.main_pid(pid)
+            self._notifier.hand_over(pid)
+            self._notifier = None  # the watchdog is the successor's to feed
 
     def _begin_stop(self) -> None:
         if self._stopping:

@@ -53,9 +53,13 @@ class Notifier:
         """Tell that what was begun is answered, and nothing else."""
         self._send("STOPPING=1", *_status("answering what was begun"))
 
-    def main_pid(self, pid: int) -> None:
-        """Tell that another process is the service from now on."""
-        self._send("MAINPID=%d" % pid)
+    def hand_over(self, pid: int) -> None:
+        """Tell that another process is the service from now on, and is ready; ends a reload.
+
+        In one message, for the manager may listen to nobody but the main process: whatever the
+        other one says arrives after this, and the watchdog waits for it from now on.
+        """
+        self._send("MAINPID=%d" % pid, "READY=1", "WATCHDOG=1")
 
     def extend(self, seconds: float) -> None:
         """Ask for more time to start or stop."""

@@ -44,8 +44,8 @@ def test_every_message_arrives_as_the_manual_has_it(manager: tuple[str, socket.s
     first, second = receiver.recv(4096).decode().split("\n")
     assert first == "RELOADING=1"
     assert 0 <= time.monotonic() * 1e6 - int(second.removeprefix("MONOTONIC_USEC=")) < 60e6
-    notifier.main_pid(4711)
-    assert receiver.recv(4096) == b"MAINPID=4711"
+    notifier.hand_over(4711)
+    assert receiver.recv(4096) == b"MAINPID=4711\nREADY=1\nWATCHDOG=1"
     notifier.extend(2.5)
     assert receiver.recv(4096) == b"EXTEND_TIMEOUT_USEC=2500000"
     notifier.stopping()
