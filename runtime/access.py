@@ -18,7 +18,7 @@ from .options import ServeOptions
 _AUTHORITY = re.compile(r"(\[[0-9A-Fa-f:.]{2,45}\]|[0-9A-Za-z._-]{1,253})(?::[0-9]{1,5})?")
 _NAME = re.compile(r"(?:\*\.)?[0-9a-z_-]{1,63}(?:\.[0-9a-z_-]{1,63})*\.?")
 _ORIGIN = re.compile(
-    r"https?://(?:\[[0-9a-f:.]{2,45}\]|[0-9a-z_-]{1,63}(?:\.[0-9a-z_-]{1,63})*)(?::[0-9]{1,5})?"
+    r"https?://(?:\[[0-9a-f:.]{2,45}\]|[0-9a-z_-]{1,63}(?:\.[0-9a-z_-]{1,63})*)(?::([0-9]{1,5}))?"
 )
 _LOOPBACK = frozenset(("localhost", "127.0.0.1", "[::1]"))
 _WILDCARDS = ("0.0.0.0", "::", "")  # noqa: S104 - compared with, not bound to
@@ -184,7 +184,8 @@ def _check_name(name: str) -> str:
 
 
 def _check_origin(origin: str) -> str:
-    if not _ORIGIN.fullmatch(origin):
+    matched = _ORIGIN.fullmatch(origin)
+    if not matched or not 0 < int(matched[1] or 80) < 1 << 16:
         raise UsageFault(
             "`%s` is no origin" % origin[:80],
             "as in `--allow-origin https://app.example.com`: lower case, no path, each by itself",

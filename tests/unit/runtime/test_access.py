@@ -94,7 +94,7 @@ def test_origins_are_compared_whole() -> None:
     "origin",
     ["*", "null", "https://", "https://a.example/", "https://a.example/x", "HTTPS://a.example",
      "https://A.example", "ftp://a.example", "https://*.example", "https://a.example:port",
-     "https://a.example\r\nX: y"],
+     "https://a.example\r\nX: y", "https://a.example:99999", "https://a.example:0"],
 )  # fmt: skip
 def test_what_is_no_origin_is_refused(origin: str) -> None:
     with pytest.raises(UsageFault, match="is no origin"):
