@@ -59,7 +59,10 @@ class CodeCache:
         spec = ModuleSpec(name, loader, origin=code.co_filename, is_package=is_package)
         spec.has_location = True
         if is_package:
-            spec.submodule_search_locations = [os.path.join(self._root, *name.split("."))]
+            # beside what the parent's path says by now: a bundle may be another one's by then
+            last = name.rpartition(".")[2]
+            bases = [self._root] if path is None else path
+            spec.submodule_search_locations = [os.path.join(base, last) for base in bases]
         return spec
 
     def create_module(self, spec: ModuleSpec) -> Optional[ModuleType]:
