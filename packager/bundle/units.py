@@ -165,7 +165,11 @@ def _systemd(manifest: Mapping[str, Any], bundle: Path, place: Place) -> dict[st
             devices=_DEVICES["jetson"] if jetson else _DISCRETE,
             groups=("video",) if jetson else (),
         ),
-        f"{unit}.socket": render("units/systemd.socket.j2", **known),
+        f"{unit}.socket": render(
+            "units/systemd.socket.j2",
+            **known,
+            one_address=not (address.is_loopback or address.is_unspecified),
+        ),
     }
 
 

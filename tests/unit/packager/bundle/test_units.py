@@ -108,10 +108,23 @@ def test_the_service_has_what_its_target_and_options_ask_for(tmp_path: Path) -> 
     ]
     memory = find_target("raspberry-pi-5").memory_mib
     assert found["MemoryMax"] == [f"{memory}M"]
-    assert "ExecReload" in found
+    assert found["ExecReload"] == [
+        "-/bin/systemd-notify RELOADING=1",  # or else a reload returns before it has ended
+        "/bin/kill -HUP $MAINPID",
+    ]
+    # whoever is asked must be allowed to tell, and a client must not start what cannot work
+    assert found["NotifyAccess"] == ["exec"]
+    given_up = found["RestartPreventExitStatus"][0].replace(" ", "|")
+    (after,) = found["ExecStopPost"]
+    assert f" {given_up}) systemctl --no-block stop edgepack-a--digits.v2.socket;; " in after
     assert "IPAddressDeny" not in found
     (path,) = tmp_path.glob("*.socket")
     assert settings(path)["ListenStream"] == ["[::]:8443"]
+    assert "FreeBind" not in settings(path)
+    (tmp_path / "one").mkdir()
+    written("cpu-x86_64", "systemd", tmp_path / "one", Place(host="192.0.2.7", tls=True))
+    (path,) = (tmp_path / "one").glob("*.socket")
+    assert settings(path)["FreeBind"] == ["yes"]  # the address may come later than the socket
     plain = settings(unit(written("cpu-x86_64", "systemd", tmp_path)))
     assert "LoadCredential" not in plain
     assert plain["IPAddressDeny"] == ["any"]
@@ -329,7 +342,9 @@ def test_a_place_that_cannot_be_is_refused(place: Place, message: str) -> None:
 def test_no_template_lets_a_line_end_in() -> None:
     known = dict.fromkeys(("program", "version", "edgepack", "unit"), "x")
     with pytest.raises(TypeError, match="line end"):
-        render("units/systemd.socket.j2", **known, address="x\nExecStart=/bin/sh")
+        render(
+            "units/systemd.socket.j2", **known, address="x\nExecStart=/bin/sh", one_address=False
+        )
 
 
 @pytest.fixture
