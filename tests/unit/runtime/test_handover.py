@@ -102,6 +102,42 @@ def test_a_connection_that_lives_on_is_answered_before_it_is_closed(
         assert process.wait(30) == 0
 
 
+def test_a_service_manager_is_told_who_serves_and_sees_it_end(
+    releases: list[Path], current: Path, tmp_path: Path
+) -> None:
+    import os
+    import socket
+
+    heard: list[str] = []
+    idle = b"GET /v2/health/live HTTP/1.1\r\nHost: 127.0.0.1:%d\r\n\r\n"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(tmp_path / "n"))
+        manager.settimeout(60)
+        told = {"NOTIFY_SOCKET": str(tmp_path / "n"), "WATCHDOG_USEC": "600000000"}
+
+        def listen_until(word: str) -> str:
+            while not heard or word not in heard[-1]:
+                heard.append(manager.recv(4096).decode())
+            return heard[-1]
+
+        with serving_process(current, tmp_path, **told) as (process, port):
+            listen_until("READY=1\nSTATUS=serving mlp 1.0.0 on ")
+            with socket.create_connection(("127.0.0.1", port)) as client:
+                client.sendall(idle % port)
+                assert client.recv(4096).startswith(b"HTTP/1.1 200")
+                point(current, releases[1])
+                process.send_signal(signal.SIGHUP)
+                listen_until("RELOADING=1")
+                successor = int(listen_until("MAINPID=").split("\n")[0].removeprefix("MAINPID="))
+                # the reload ends here, and nobody but the main process is listened to
+                assert heard[-1] == f"MAINPID={successor}\nREADY=1\nWATCHDOG=1"
+                assert sum("READY=1" in message for message in heard) == 2
+                listen_until("READY=1\nSTATUS=serving mlp 2.0.0 on ")
+                # a manager is no parent of the successor until the process before it has ended
+                os.kill(successor, signal.SIGKILL)
+                assert process.wait(30) == 0
+
+
 @pytest.mark.parametrize("broken", ["flipped", "missing"])
 def test_a_release_that_is_none_leaves_the_old_one_serving(
     releases: list[Path], current: Path, tmp_path: Path, broken: str
