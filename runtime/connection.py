@@ -26,6 +26,7 @@ IDLE_TIMEOUT_S = 75.0
 BODY_TIMEOUT_S = 10.0
 WRITE_TIMEOUT_S = 20.0
 LINGER_S = 2.0
+_SILENT = -1  # the stage of a connection on which nothing has come yet
 # The slowest body or answer that is waited for, on top of the fixed time.
 SLOWEST_BYTES_PER_S = 65536
 # What a client may send ahead while its request is being answered.
@@ -107,7 +108,7 @@ class Connection:
         self._events: Any = None  # the event stream that is being sent
         self._fresh = shared.http2 is not None  # may still turn out to be HTTP/2
         self._early = b""
-        self._stage = IDLE
+        self._stage = _SILENT
         self.deadline: float = shared.loop.time() + HEAD_TIMEOUT_S
         self._stream = shared.open_stream(connected, self)
         shared.connections[self] = None
@@ -208,7 +209,9 @@ class Connection:
 
     def drain(self) -> None:
         """Close as soon as what was begun is answered."""
-        if not self._busy and not self._blocked and self._reader.stage == IDLE:
+        if self._stage == _SILENT:  # has only just connected: its request is on the way
+            self.deadline = min(self.deadline, self._shared.loop.time() + LINGER_S)
+        elif not self._busy and not self._blocked and self._reader.stage == IDLE:
             self._stream.close()
 
     def abort(self) -> None:

@@ -323,6 +323,16 @@ def test_stopping_answers_what_was_begun(release: OpenRelease, engine: SumEngine
             socket.create_connection(("127.0.0.1", live.port))
 
 
+def test_stopping_answers_who_has_just_connected(release: OpenRelease, engine: SumEngine) -> None:
+    with serving(App(release, engine)) as live, live.client() as fresh, live.client() as idle:
+        assert idle.ask("GET", "/v2").status == 200  # by then both are accepted
+        live.server.stop()
+        assert idle.is_closed()
+        reply = fresh.ask("GET", "/v2")
+        assert reply.status == 200
+        assert reply.fields["connection"] == "close"
+
+
 def test_a_page_of_this_very_server_may_ask(live: LiveServer) -> None:
     with live.client() as client:
         host = f"localhost:{live.port}"
