@@ -192,7 +192,7 @@ def test_the_manager_hears_of_readiness_life_and_the_end(
         with running(release, port=0, environment=environment) as server:
             ready = manager.recv(4096).decode().split("\n")
             assert ready[0] == "READY=1"
-            assert ready[1] == f"STATUS=serving mlp.small-1 on http://127.0.0.1:{server.port}"
+            assert ready[1] == f"STATUS=serving mlp.small-1 1.2.0 on http://127.0.0.1:{server.port}"
             with Client(server.port) as client:
                 assert client.ask("GET", "/v2/health/ready").status == 200
             assert [manager.recv(4096) for _ in range(3)] == [b"WATCHDOG=1"] * 3
