@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 TICK_S = 0.5
 DRAIN_S = 30.0
 WORKERS_END_S = 5.0
+# What a service manager grants a successor that is starting, from every tick on.
+STILL_STARTING_S = 60.0
 # Two, so that the next request is decoded while the engine, which takes all cores, still runs.
 WORKERS = 2
 QUEUE = 64
@@ -282,6 +284,8 @@ class Server:
             self._look()
         if self._handover is not None:
             self._handover.look(self._loop)
+            if self._notifier is not None and self._handover.under_way:
+                self._notifier.extend(STILL_STARTING_S)  # else the reload is called a failure
         if self._door is not None:
             self._door.look()
             self._follow_names()

@@ -62,7 +62,7 @@ class Notifier:
         self._send("MAINPID=%d" % pid, "READY=1", "WATCHDOG=1")
 
     def extend(self, seconds: float) -> None:
-        """Ask for more time to start or stop."""
+        """Ask for more time to start, to stop or to reload, from now on."""
         self._send("EXTEND_TIMEOUT_USEC=%d" % (seconds * 1e6))
 
     def feed(self, now: float) -> None:
