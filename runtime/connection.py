@@ -209,8 +209,8 @@ class Connection:
 
     def drain(self) -> None:
         """Close as soon as what was begun is answered."""
-        if self._stage == _SILENT:  # has only just connected: its request is on the way
-            self.deadline = min(self.deadline, self._shared.loop.time() + LINGER_S)
+        if self._stage == _SILENT:  # if it has only just connected, its request is on the way
+            self.deadline -= HEAD_TIMEOUT_S - LINGER_S
         elif not self._busy and not self._blocked and self._reader.stage == IDLE:
             self._stream.close()
 

@@ -105,6 +105,11 @@ class Browser:
         theirs_in, ours_out = os.pipe()
         # Above 4, so that moving one to its place does not overwrite the other.
         theirs = [fcntl.fcntl(fd, fcntl.F_DUPFD, 10) for fd in (theirs_in, theirs_out)]
+        # No connection ahead of its request: a server that stops waits for who has just connected.
+        (profile / "Default").mkdir(parents=True)
+        (profile / "Default" / "Preferences").write_text(
+            '{"net": {"network_prediction_options": 2}}', encoding="utf-8"
+        )
         self._log = (profile.parent / "chromium.log").open("wb")
         self._child = subprocess.Popen(
             [
