@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from packager.backends.tensorrt.ahead import read_built, request_fields, tell_progress
 from packager.backends.tensorrt.ahead import to_error as build_error
-from packager.bundle.device import reasons_against, to_error
+from packager.bundle.device import engines_wanted, reasons_against, to_error
 from packager.deliver.ssh import Address, Remote
 from packager.errors import ExternalToolError, IntegrityError, TargetError, UsageError
 from packager.manifest import canonical_json
@@ -18,7 +18,7 @@ from packager.process import run
 from packager.resources import RUNTIME_LOADER, data_dir
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from packager.artifact import Prebuilt
@@ -34,11 +34,60 @@ _MIB: Final = 1 << 20
 _BUNDLE: Final = "bundle.edgepack"
 _RELEASE: Final = "release"
 _OUT: Final = "out"
+_LOOK: Final = "look.pyz"
+# What the bundle will say of the device by `detect --json`, before there is a bundle.
+_LOOKING: Final = """\
+import json, sys
+if sys.version_info[:2] < (3, 8):
+    sys.stderr.write("error: a bundle needs CPython 3.8, and this is %d.%d" % sys.version_info[:2])
+    sys.exit(3)
+from runtime.detect import detect_device
+from runtime.nvidia.device import gpu_facts
+from runtime.nvidia.obstacles import obstacles
+found = obstacles(json.loads(sys.argv[1]), gpu_facts(), of_class=True)
+facts = detect_device()
+facts["tensorrt"] = {"reasons": ["%s: %s" % obstacle for obstacle in found]}
+print(json.dumps(facts))
+"""
 _FINGERPRINT: Final = RUNTIME_LOADER + (
     "import json\n"
     "from runtime.nvidia.fingerprint import digest\n"
     "print(digest(json.loads(sys.argv[1])))\n"
 )
+
+
+def look_at(
+    url: str, target: Target, *, workdir: Path, reporter: Reporter, config: Path | None = None
+) -> None:
+    """Refuse a device that cannot build the target's engine, before there is anything to build.
+
+    Importing and compressing a model takes minutes; a device that is off is known in a second.
+
+    Args:
+        url: As of `build_on`.
+        target: Has TensorRT.
+        workdir: For a file of some hundred kilobytes.
+        reporter: Is told that the device is asked.
+        config: A configuration of ssh in the place of the user's own.
+
+    Raises:
+        UsageError: the address.
+        DeviceUnreachable: no connection.
+        TargetError: the device is not like the target's, or lacks what builds engines.
+    """
+    address = Address.from_url(url)
+    (wanted,) = engines_wanted([target]).values()
+    program = workdir / _LOOK
+    runtime = data_dir("runtime")
+    with zipfile.ZipFile(program, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("__main__.py", _LOOKING)
+        for path in sorted(runtime.rglob("*.py")):
+            archive.write(path, f"runtime/{path.relative_to(runtime)}")
+    reporter.stage(f"look at {address.login}")
+    with Remote(address, config=config) as remote:
+        there = remote.put(program, _LOOK)
+        words = [address.python, there, json.dumps(wanted)]
+        _check_device(remote, target, _facts(remote, words))
 
 
 def build_on(
@@ -84,9 +133,9 @@ def build_on(
         size = bundle.stat().st_size / _MIB
         reporter.stage(f"copy {bundle.name} to {address.login} ({size:.1f} MiB)")
         remote.put(bundle, _BUNDLE)
-        facts = _detect(remote)
-        _check_device(remote, target, recipe, facts)
-        _ask(remote, "unpack", _RELEASE, timeout_s=_UNPACK_S)
+        facts = _facts(remote, _words(remote, "detect", "--json"))
+        _check_device(remote, target, facts)
+        _ask(remote, _words(remote, "unpack", _RELEASE), timeout_s=_UNPACK_S)
         request = workdir / "request.json"
         request.write_bytes(canonical_json(request_fields(recipe, remote.folder / _RELEASE)))
         reporter.stage(f"build the engine on {address.login}")
@@ -127,18 +176,17 @@ def _environment(remote: Remote) -> dict[str, str]:
     return {"XDG_CACHE_HOME": str(remote.folder / "cache"), "PYTHONDONTWRITEBYTECODE": "1"}
 
 
-def _ask(remote: Remote, *words: str, timeout_s: float) -> Completed:
-    """Run a command of the bundle there; its errors come back as ours."""
-    done = remote.run(
-        _words(remote, *words), timeout_s=timeout_s, check=False, environment=_environment(remote)
-    )
+def _ask(remote: Remote, words: Sequence[str], *, timeout_s: float) -> Completed:
+    """Run a command of the runtime there; its errors come back as ours."""
+    done = remote.run(words, timeout_s=timeout_s, check=False, environment=_environment(remote))
     if done.returncode != 0:
         raise to_error(done)
     return done
 
 
-def _detect(remote: Remote) -> dict[str, Any]:
-    done = _ask(remote, "detect", "--json", timeout_s=_DETECT_S)
+def _facts(remote: Remote, words: Sequence[str]) -> dict[str, Any]:
+    """Return what a program there prints of its device."""
+    done = _ask(remote, words, timeout_s=_DETECT_S)
     try:
         # A login script of the user there may have said something before.
         facts: dict[str, Any] = json.loads(done.stdout[done.stdout.index("{") :])
@@ -150,13 +198,11 @@ def _detect(remote: Remote) -> dict[str, Any]:
     return facts
 
 
-def _check_device(
-    remote: Remote, target: Target, recipe: Mapping[str, Any], facts: Mapping[str, Any]
-) -> None:
+def _check_device(remote: Remote, target: Target, facts: Mapping[str, Any]) -> None:
     """Refuse a device whose engine would fit no device of the target's class."""
     reasons = reasons_against(target, facts)
     # TensorRT-RTX builds without a GPU for the list that it is given.
-    if not reasons and recipe["module"] != "tensorrt_rtx":
+    if not reasons and target.tensorrt and target.tensorrt.module != "tensorrt_rtx":
         outlook = facts.get("tensorrt") or {"reasons": ["it shows no NVIDIA GPU"]}
         # An engine for another GPU would be of no use to the target's devices.
         reasons = [*outlook["reasons"], *outlook.get("rebuilt", ())]

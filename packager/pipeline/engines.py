@@ -150,6 +150,20 @@ def _products(graph: Path, precision: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(found))
 
 
+def look_at_device(plan: Plan, *, work: Path, reporter: Reporter) -> None:
+    """Ask the reference device, if the plan names one, whether it can build the engine.
+
+    Raises:
+        EdgepackError: see `deliver.reference.look_at`.
+    """
+    if plan.engine_on is None:
+        return
+    from packager.deliver.reference import look_at
+
+    (target,) = plan.targets
+    look_at(plan.engine_on, target, workdir=work, reporter=reporter, config=_ssh_config())
+
+
 def engine_from_device(
     artifact: Artifact,
     url: str,
@@ -161,8 +175,6 @@ def engine_from_device(
 ) -> Artifact:
     """Return the artifact with the engine that a reference device built of its bundle.
 
-    The user's own configuration of ssh counts, or the file that EDGEPACK_SSH_CONFIG names.
-
     Raises:
         EdgepackError: see `deliver.reference.build_on`.
     """
@@ -170,15 +182,19 @@ def engine_from_device(
 
     folder = work / "reference"
     folder.mkdir()
-    config = os.environ.get("EDGEPACK_SSH_CONFIG")
     engine, measured = build_on(
-        url, bundle, target, workdir=folder, reporter=reporter,
-        config=Path(config) if config else None,
-    )  # fmt: skip
+        url, bundle, target, workdir=folder, reporter=reporter, config=_ssh_config()
+    )
     facts = {**artifact.facts["tensorrt"], "engine": measured}
     return dataclasses.replace(
         artifact, engines=(engine,), facts={**artifact.facts, "tensorrt": facts}
     )
+
+
+def _ssh_config() -> Path | None:
+    """Return the file that EDGEPACK_SSH_CONFIG names; without it the user's own counts."""
+    config = os.environ.get("EDGEPACK_SSH_CONFIG")
+    return Path(config) if config else None
 
 
 def vendor_stage(plan: Plan, target: Target, *, reporter: Reporter) -> list[Entry]:

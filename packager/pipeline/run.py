@@ -20,6 +20,7 @@ from packager.pipeline.compressing import compress_stage
 from packager.pipeline.engines import (
     engine_from_device,
     engine_stage,
+    look_at_device,
     vendor_stage,
     why_no_engine_here,
 )
@@ -85,6 +86,7 @@ def run_plan(plan: Plan, *, reporter: Reporter) -> tuple[Built, ...]:
     """
     cache = StageCache(plan.cache_dir)
     with workspace(plan.cache_dir) as work:
+        look_at_device(plan, work=work, reporter=reporter)
         model = stages.import_stage(plan.recipe, cache=cache, work=work, reporter=reporter)
         check_mask(plan.recipe, model.signature)
         if plan.recipe.sequences is not None:  # long before the bundle is put together

@@ -9,7 +9,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
+from onnx import TensorProto, helper, numpy_helper, save
 
 from packager.bundle.local import read_manifest
 from tests.sshd import SshServer, ssh_server
@@ -22,14 +24,27 @@ pytestmark = [
     pytest.mark.timeout(600),
     pytest.mark.skipif(platform.machine() != "x86_64", reason="the bundles are for x86_64"),
 ]
-MODEL = """
-import torch
 
-def make_model():
-    torch.manual_seed(0)
-    module = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 4))
-    return module.eval(), {"x": torch.randn(2, 8)}
-"""
+
+def write_model(path: Path) -> Path:
+    """Write a network of two layers."""
+    rng = np.random.default_rng(0)
+    weights = [
+        numpy_helper.from_array(rng.normal(size=size).astype(np.float32), name)
+        for name, size in (("first", (8, 16)), ("second", (16, 4)))
+    ]
+    nodes = [
+        helper.make_node("MatMul", ["x", "first"], ["h"]),
+        helper.make_node("Relu", ["h"], ["r"]),
+        helper.make_node("MatMul", ["r", "second"], ["y"]),
+    ]
+    x, y = (
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", size])
+        for name, size in (("x", 8), ("y", 4))
+    )
+    graph = helper.make_graph(nodes, "net", [x], [y], weights)
+    save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    return path
 
 
 @pytest.fixture(scope="module")
@@ -43,11 +58,11 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SshServer]:
 def build(edgepack_session: Any, server: SshServer, tmp_path: Path) -> Iterator[Any]:
     """Build the small network with options of the test's; nothing may be left on the device."""
     config = {"EDGEPACK_SSH_CONFIG": str(server.config)}
-    (tmp_path / "net.py").write_text(MODEL, encoding="utf-8")
+    model = write_model(tmp_path / "net.onnx")
 
     def run(*arguments: str, out: str = "dist", check: bool = True) -> Any:
         return edgepack_session(
-            "build", f"{tmp_path / 'net.py'}:make_model", "--precision", "fp32", "--json",
+            "build", model, "--precision", "fp32", "--json",
             "-o", tmp_path / out, *arguments, check=check, env=config,
         )  # fmt: skip
 
@@ -88,6 +103,7 @@ def test_a_device_without_a_gpu_is_refused_and_no_bundle_is_left(
     assert done.returncode == 3
     assert f"error: `{server.user}@127.0.0.1` cannot build for server-l4: " in done.stderr
     assert "this machine shows no NVIDIA GPU" in done.stderr
+    assert "→ import" not in done.stderr  # before anything that takes minutes
     assert "`--engine-on` wants a device of the class server-l4" in done.stderr
     assert done.stdout == ""
     assert not list((tmp_path / "dist").glob("*"))

@@ -21,7 +21,7 @@ from packager.backends.tensorrt.recipe import engine_recipe
 from packager.bundle.assemble import assemble
 from packager.bundle.golden import make_golden
 from packager.console import Silent
-from packager.deliver.reference import build_on
+from packager.deliver.reference import build_on, look_at
 from packager.errors import (
     BackendMissing,
     DeviceUnreachable,
@@ -187,6 +187,45 @@ def test_a_device_without_a_gpu_builds_nothing_for_tensorrt(make: Make, build: A
     assert "cannot build for server-l4: " in caught.value.message
     assert "NVIDIA GPU" in caught.value.message
     assert "`--engine-on` wants a device of the class server-l4" in (caught.value.hint or "")
+
+
+@pytest.fixture
+def look(server: SshServer, tmp_path: Path) -> Iterator[Any]:
+    """Look at the device, and hold it to an empty folder afterwards."""
+
+    def call(target: str, python: Path | str = sys.executable) -> None:
+        look_at(
+            server.url(python=str(python)), find_target(target), workdir=tmp_path,
+            reporter=Silent(), config=server.config,
+        )  # fmt: skip
+
+    yield call
+    assert server.left() == []
+
+
+def test_a_look_lets_the_right_processor_build_for_rtx(
+    look: Any, old_pythons: dict[str, Path]
+) -> None:
+    look("rtx-ada", next(iter(old_pythons.values()), sys.executable))
+
+
+@pytest.mark.skipif(Path("/dev/nvidiactl").exists(), reason="this machine has a GPU")
+def test_a_look_finds_what_a_build_would_be_refused_for(look: Any) -> None:
+    with pytest.raises(TargetError, match=r"cannot build for server-l4: .* no NVIDIA GPU"):
+        look("server-l4")
+    with pytest.raises(TargetError, match=r"orin-nano-8gb@6\.2: it is for aarch64"):
+        look("jetson-orin-nano-8gb@6.2")
+
+
+def test_a_look_hears_of_a_python_that_says_nothing(look: Any, tmp_path: Path) -> None:
+    mute = tmp_path / "python3"
+    mute.write_text(
+        '#!/bin/sh\ncase "$1" in *look.pyz) exit 0;; esac\n'
+        f'exec {shlex.quote(sys.executable)} "$@"\n'
+    )
+    mute.chmod(0o755)
+    with pytest.raises(ExternalToolError, match="does not say what it is"):
+        look("rtx-ada", mute)
 
 
 def test_a_bundle_without_a_recipe_is_refused_before_anybody_is_asked(
