@@ -118,6 +118,7 @@ def test_the_compiled_transform_is_compared_with_the_one_of_the_training(
     assert parity["max_abs"] <= 3 / 128  # in the model's unit: (pixel - 127) / 128
 
 
+@pytest.mark.slow
 @needs_rtx
 def test_an_rtx_card_gets_an_engine_behind_a_head_on_the_processor(half: dict[str, Any]) -> None:
     manifest = read_manifest(Path(half["path"]))
@@ -138,6 +139,7 @@ def test_an_rtx_card_gets_an_engine_behind_a_head_on_the_processor(half: dict[st
     assert size < 12_000_000
 
 
+@pytest.mark.slow
 @needs_rtx
 def test_without_a_gpu_the_bundle_answers_on_the_processor_and_says_so(
     half: dict[str, Any], photos: Path, edgepack_session: Any, serve: Any
@@ -151,6 +153,7 @@ def test_without_a_gpu_the_bundle_answers_on_the_processor_and_says_so(
     assert "CPUExecutionProvider" in told
 
 
+@pytest.mark.slow
 @needs_rtx
 def test_inspect_tells_what_the_engine_depends_on(
     half: dict[str, Any], edgepack_session: Any
