@@ -31,6 +31,14 @@ def cpu_level() -> str:
     return next((level for level in LEVELS if level in features), "sse")
 
 
+def products_saturate() -> bool:
+    """Tell whether ONNX Runtime's products of full 8-bit numbers may come out too small here.
+
+    On x86-64 without VNNI two of them are added in 16 bits, which hold no more than 32,767.
+    """
+    return os.uname().machine == "x86_64" and not cpu_level().endswith("vnni")
+
+
 def cpu_features() -> FrozenSet[str]:
     """Return feature names as in Linux's `/proc/cpuinfo`.
 

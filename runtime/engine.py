@@ -75,7 +75,7 @@ class OnnxRuntimeEngine:
             os.path.join(release.folder, engine["library"]),
             os.path.join(release.folder, artifact or engine["artifact"]),
             threads=self.threads,
-            keep_pairs=engine.get("keep_pairs") is True,
+            keep_pairs=_keeps_pairs(engine),
         )
         self.version = self._session.version
         self.interface = (
@@ -107,6 +107,16 @@ class OnnxRuntimeEngine:
                 )
             }
         )
+
+
+def _keeps_pairs(engine: Mapping[str, Any]) -> bool:
+    """Tell whether Q/DQ pairs run as they stand; an unfused one rounds alike on every processor."""
+    kept = engine.get("keep_pairs")
+    if kept == "saturating":
+        from .cpu import products_saturate
+
+        return products_saturate()
+    return kept == "always"
 
 
 _ENGINES: Dict[str, Callable[[Any, Optional[int]], Engine]] = {

@@ -16,7 +16,7 @@ from packager.bundle.render import render_server
 from packager.bundle.results import make_readable
 from packager.bundle.sequence import client_signature, sequence_fields
 from packager.bundle.serving import runtime_packages, serving_fields
-from packager.checks.latency import keeps_pairs
+from packager.checks.latency import kept_pairs
 from packager.errors import InputOutputError
 from packager.manifest import FORMAT
 from packager.recipe import check_name, check_version, default_sequence
@@ -110,7 +110,7 @@ def assemble(
             "threads": target.threads if recipe.server.threads is None else recipe.server.threads,
             "precision": artifact.precision if _engine_graph(artifact) is None else "fp32",
             "scheme": artifact.scheme,
-            **({"keep_pairs": True} if keeps_pairs(artifact.path) else {}),
+            **_kept_pairs(artifact.path),
             **({"parts": {part: path for part, (path, _) in parts.items()}} if parts else {}),
         },
         **_tensorrt(artifact),
@@ -217,6 +217,11 @@ def _sequences(artifact: Artifact, recipe: Recipe, target: Target) -> dict[str, 
             memory_mib=target.memory_mib,
         )
     }
+
+
+def _kept_pairs(artifact: Path) -> dict[str, Any]:
+    kept = kept_pairs(artifact)
+    return {} if kept is None else {"keep_pairs": kept}
 
 
 def _tensorrt(artifact: Artifact) -> dict[str, Any]:

@@ -6,9 +6,9 @@ import math
 import os
 import platform
 from collections import Counter
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from packager.checks.processor import processor_flags
 from packager.passes.graph import all_nodes, constant_sizes, op_types
 from packager.passes.quantizer import constant_weights
 
@@ -51,7 +51,7 @@ def is_this_machine(target: Target) -> bool:
     This machine then has its architecture and processor features. Never so for a target with
     TensorRT: what counts there is the GPU's time, and a search runs on the CPU.
     """
-    flags = _host_flags()
+    flags = processor_flags()
     some = target.cpu_features_any
     return (
         target.tensorrt is None
@@ -64,19 +64,6 @@ def is_this_machine(target: Target) -> bool:
 def host_level() -> str:
     """Return what a search's outcome depends on here: architecture, kernels and cores."""
     kernels = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "asimddp")
-    flags = _host_flags()
+    flags = processor_flags()
     found = [kernel for kernel in kernels if kernel in flags]
     return " ".join([platform.machine(), *found, f"{os.cpu_count()} cores"])
-
-
-def _host_flags() -> set[str]:
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:
-        return set()
-    return {
-        word
-        for line in text.splitlines()
-        if line.partition(":")[0].strip() in {"flags", "Features"}
-        for word in line.partition(":")[2].split()
-    }

@@ -107,7 +107,10 @@ class Search:
         self._try_half_rest(asked)
         if self._left_untried:
             self._setting.reporter.note("the budget of time or evaluations ended the search")
-        return self._settle(asked)
+        best = self._settle(asked)
+        if self._wants_ranking():
+            self._rank_for_the_record(best)
+        return best
 
     def _table(self) -> tuple[Form, ...]:
         setting = self._setting
@@ -157,8 +160,6 @@ class Search:
             self._try_without_depthwise(alone)
         if not any(c.verdict in _KEPT for c in self._found.values() if self._is_static(c, nearest)):
             self._mix(nearest)
-        if self._wants_ranking():
-            self._rank(tried[0])
 
     def _is_worth_trying(self, form: Form, tried: Sequence[Form]) -> bool:
         kept = any(self._found[f.name].verdict in _KEPT for f in tried)
@@ -236,7 +237,19 @@ class Search:
 
     def _wants_ranking(self) -> bool:
         # Who states a budget wants to know what it was spent on; others should not wait for it.
-        return self._setting.metric is not None and self._may_go_on()
+        return self._setting.metric is not None and not self._setting.over
+
+    def _rank_for_the_record(self, best: Candidate) -> None:
+        """Rank the layers of what was chosen; where that is no static int8, of the first that was.
+
+        Ranking is no evaluation: it only costs time.
+        """
+        made = {name: f for name, f in self._forms.items() if name in self._found}
+        chosen = made.get(self._forms[best.name].family)
+        if chosen is not None and chosen.precision == "int8-static":
+            self._rank(chosen)
+        elif not self._rankings:
+            self._rank(next((f for f in made.values() if f.precision == "int8-static"), None))
 
     def _on_fastest_shape(self, form: Form) -> Form:
         usable = [s for s in form.shapes if not isinstance(

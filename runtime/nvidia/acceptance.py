@@ -89,10 +89,7 @@ def accept(
 
 
 def fallback_fault(release: Any, fallback: Any) -> Optional[str]:
-    """Return in which the fallback's answers on this processor differ from the recorded ones.
-
-    Where 8-bit products saturate, as with AVX2 and without VNNI, they may; None where they do not.
-    """
+    """Return in what the fallback's answers here differ from the recorded ones, None in nothing."""
     if not release.manifest.get("golden", {}).get("samples"):
         return None
     try:

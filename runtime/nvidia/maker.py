@@ -167,8 +167,7 @@ class DeviceMaker:
         fault = fallback_fault(self._release, self._fallback)
         if fault is not None:
             said = "until the engine is there, answers on this processor are not as recorded: %s"
-            advice = "; a bundle built with `--precision fp16` has no 8-bit products to saturate"
-            self._say(said % fault + ("int8" in str(self._table["precision"])) * advice)
+            self._say(said % fault)
 
     def load(self, path: str) -> Engine:
         """Return the loaded engine, with the model's other parts where it has such."""

@@ -41,7 +41,7 @@ def searched(
     return build(
         digits_cnn.factory, "-t", "cpu-x86_64", "-c", digits_cnn.calibration,
         "--eval", labelled / "numbers.npz", "--metric", "top1", "--max-drop", "1%",
-        "--time-budget", "60s",
+        "--time-budget", "180s",
     )  # fmt: skip
 
 

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
+import subprocess
+import sys
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
+import numpy as np
+import onnx
 import onnxruntime
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 
+from runtime import cpu
+from runtime import engine as opening
 from runtime.engine import available_cores, open_engine
 from runtime.errors import InputOutputFault, ModelFault
 from runtime.tensor import Tensor
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
 
 @dataclass
 class Release:
@@ -85,3 +91,81 @@ def test_a_release_without_its_files_is_told(release: Release) -> None:
     release.manifest["engine"]["artifact"] = "model/absent.onnx"
     with pytest.raises(InputOutputFault, match=r"there is no model file `absent.onnx`"):
         open_engine(release)
+
+
+@pytest.mark.parametrize(
+    ("word", "level", "kept"),
+    [
+        (None, "avx2", False),
+        ("always", "avx512_vnni", True),
+        ("saturating", "avx512_vnni", False),
+        ("saturating", "avx_vnni", False),
+        ("saturating", "avx512", True),
+        ("saturating", "avx2", True),
+    ],
+)
+def test_pairs_run_as_they_stand_where_the_manifest_says_so(
+    word: str | None, level: str, kept: bool, release: Release, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    session = opening.Session
+    monkeypatch.setattr(
+        opening, "Session", lambda *a, **k: asked.append(k["keep_pairs"]) or session(*a, **k)
+    )
+    monkeypatch.setattr(cpu, "cpu_level", lambda: level)
+    if word is not None:
+        release.manifest["engine"]["keep_pairs"] = word
+    open_engine(release).close()
+    assert asked == [kept and (word == "always" or os.uname().machine == "x86_64")]
+
+
+def full_range_products(path: Path) -> None:
+    """Write a product of full 8-bit numbers as TensorRT wants its Q/DQ pairs: each sum is large."""
+    value = helper.make_tensor_value_info
+    scale = numpy_helper.from_array(np.float32(1 / 127), "scale")
+    zero = numpy_helper.from_array(np.int8(0), "zero")
+    signs = np.repeat([[1, -1, 1, -1]], 64, axis=0) * np.int8(127)
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "scale", "zero"], ["q"]),
+        helper.make_node("DequantizeLinear", ["q", "scale", "zero"], ["rounded"]),
+        helper.make_node("DequantizeLinear", ["w", "scale", "zero"], ["weight"]),
+        helper.make_node("MatMul", ["rounded", "weight"], ["y"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "products",
+        [value("x", TensorProto.FLOAT, ["n", 64])],
+        [value("y", TensorProto.FLOAT, ["n", 4])],
+        [scale, zero, numpy_helper.from_array(signs.astype(np.int8), "w")],
+    )
+    opset = helper.make_opsetid("", 17)
+    onnx.save(helper.make_model(graph, opset_imports=[opset], ir_version=8), path)
+
+
+@pytest.mark.emulator
+def test_int8_for_a_gpu_does_not_saturate_on_a_processor_without_vnni(release: Release) -> None:
+    emulator = shutil.which("qemu-x86_64")
+    assert emulator is not None
+    full_range_products(Path(release.folder) / "model" / "model.onnx")
+    program = """if True:
+        import json, sys
+        from array import array
+        from runtime.engine import open_engine
+        from runtime.tensor import Tensor
+        class Release:
+            folder, manifest = sys.argv[1], json.loads(sys.argv[2])
+        feeds = {"x": Tensor("float32", (1, 64), array("f", [1.0] * 64).tobytes())}
+        for word in (None, "saturating"):
+            Release.manifest["engine"]["keep_pairs"] = word
+            print(json.dumps(open_engine(Release).run(feeds)["y"].to_flat()))
+    """
+    run = subprocess.run(
+        [emulator, "-cpu", "Haswell", sys.executable, "-c", program,
+         release.folder, json.dumps(release.manifest)],
+        capture_output=True, text=True, check=True, timeout=240,
+        cwd=Path(cpu.__file__).resolve().parent.parent,
+    )  # fmt: skip
+    fused, kept = map(json.loads, run.stdout.splitlines())
+    assert kept == pytest.approx([64, -64, 64, -64], rel=1e-5)
+    # the fault itself: were it gone, nothing would have to be kept
+    assert max(map(abs, fused)) < 63

@@ -5,9 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
+import onnx
 import pytest
 
+from packager.checks import latency
 from packager.checks.latency import alternate, bootstrap_confidence, open_session, race
+from packager.passes.clean_up import CleanUp
+from packager.passes.contract import apply
+from packager.passes.int8_static import WEIGHTED, Int8Static
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -17,19 +22,19 @@ def test_a_much_smaller_model_wins_with_confidence(make_mlp: Callable) -> None:
     large = make_mlp(width=1024).path
     big = large.rename(large.with_name("big.onnx"))
     small = make_mlp(width=8).path
-    latency = alternate(big, small, {"x": np.zeros((1, 32), np.float32)}, 1)
-    assert latency.speedup > 1.0
-    assert latency.confidence >= 0.95
-    assert latency.runs >= 3
-    assert 0 < latency.p50_ms <= latency.p90_ms
-    assert latency.original_p50_ms > latency.p50_ms
+    timed = alternate(big, small, {"x": np.zeros((1, 32), np.float32)}, 1)
+    assert timed.speedup > 1.0
+    assert timed.confidence >= 0.95
+    assert timed.runs >= 3
+    assert 0 < timed.p50_ms <= timed.p90_ms
+    assert timed.original_p50_ms > timed.p50_ms
 
 
 def test_equal_models_end_when_the_time_is_up(make_mlp: Callable) -> None:
     path = make_mlp().path
-    latency = alternate(path, path, {"x": np.zeros((1, 32), np.float32)}, 1, max_seconds=0.3)
-    assert latency.threads == 1
-    assert latency.runs >= 3
+    timed = alternate(path, path, {"x": np.zeros((1, 32), np.float32)}, 1, max_seconds=0.3)
+    assert timed.threads == 1
+    assert timed.runs >= 3
 
 
 def test_a_race_tells_the_faster_of_two_and_both_from_the_original(make_mlp: Callable) -> None:
@@ -66,3 +71,21 @@ def test_a_model_that_does_not_load_is_raised(make_mlp: Callable) -> None:
     broken.write_bytes(path.read_bytes()[:100])
     with pytest.raises(Exception, match=r"broken\.onnx"):
         alternate(path, broken, {"x": np.zeros((1, 32), np.float32)}, 1)
+
+
+@pytest.mark.parametrize("saturates", [False, True])
+def test_int8_for_a_gpu_is_not_run_where_its_products_saturate(
+    saturates: bool, make_cnn: Callable, make_samples: Callable, make_context: Callable,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    model = make_cnn()
+    context = make_context(make_samples(model), target="server-l4")
+    made, _ = apply((CleanUp(), Int8Static(operators=WEIGHTED)), onnx.load(model.path), context)
+    onnx.save(made, model.path)
+    monkeypatch.setattr(latency, "products_saturate", lambda: saturates)
+    options = open_session(model.path, 1).get_session_options()
+    if saturates:
+        assert options.get_session_config_entry("session.disable_quant_qdq") == "1"
+    else:
+        with pytest.raises(RuntimeError, match="does not have configuration"):
+            options.get_session_config_entry("session.disable_quant_qdq")

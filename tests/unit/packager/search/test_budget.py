@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 import pytest
 
+import packager.search.trying
 from packager.data import Samples
 from packager.errors import BudgetMissed, UsageError
 from packager.recipe import Compression, Drop
@@ -72,11 +73,12 @@ def labelled(model: Model, count: int, *, seed: int, wrong: int = 0) -> Samples:
 def search(tmp_path: Path, notes: Any) -> Callable[..., Outcome]:
     def call(
         model: Model, *, evaluation: Samples | None, locked: Mapping[str, Any] | None = None,
-        folder: str = "search", **compression: Any,
+        folder: str = "search", calibration: Samples | None = None, **compression: Any,
     ) -> Outcome:  # fmt: skip
         workdir = tmp_path / folder
         workdir.mkdir()
-        data = SearchData(calibration=labelled(model, 40, seed=1), evaluation=evaluation)
+        calibration = calibration or labelled(model, 40, seed=1)
+        data = SearchData(calibration=calibration, evaluation=evaluation)
         return choose(
             model, find_target("cpu-arm64"), data, Compression(**compression),
             locked=locked, threads=1, workdir=workdir, reporter=notes,
@@ -209,3 +211,25 @@ def test_the_sets_double_and_stop_at_half_of_the_layers() -> None:
     assert [len(names) for _, names in found] == [1, 2, 1, 2, 4, 8]
     assert found[1] == ("first", ("l7", "l0"))
     assert list(sets_to_try(ranking[:1], ["l0"])) == [("first", ("l0",))]
+
+
+@pytest.mark.parametrize("name", ["int8-static", "int8-static-corrected", "fp32"])
+def test_the_layers_told_of_are_those_of_the_form_that_was_chosen(
+    name: str, search: Callable, make_cnn: Callable, make_samples: Callable,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    model = make_cnn(layers=4, channels=48)
+    made = make_samples(model, 60)
+    data = Samples(
+        [lambda feeds=feeds: feeds for feeds in made], digest="", origin="60 rows", kind="npy",
+        names=tuple(map(str, range(60))), labels=tuple(np.zeros(1, np.int64) for _ in made),
+    )  # fmt: skip
+    monkeypatch.setattr(
+        packager.search.trying, "pick", lambda may, *_, **__: next(c for c in may if c.name == name)
+    )
+    outcome = search(
+        model, evaluation=data, calibration=data, metric="top1", max_drop=Drop(value=0.5)
+    )
+    kind = "" if name == "fp32" else "int8"
+    assert [layer["precision"] for layer in outcome.record["sensitivity"]] == [kind] * 5
+    assert [layer.precision for layer in outcome.chosen.layers] == [kind] * 5 * (name != "fp32")

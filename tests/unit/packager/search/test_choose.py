@@ -376,7 +376,7 @@ def test_the_table_shows_every_figure() -> None:
 
 def test_a_machine_is_the_target_only_with_its_features(monkeypatch: pytest.MonkeyPatch) -> None:
     flags = {"avx2", "fma"}
-    monkeypatch.setattr("packager.search.fit._host_flags", lambda: flags)
+    monkeypatch.setattr("packager.search.fit.processor_flags", lambda: flags)
     assert is_this_machine(find_target("cpu-x86_64"))
     assert not is_this_machine(find_target("cpu-x86_64-vnni"))
     assert not is_this_machine(find_target("cpu-arm64"))
@@ -390,7 +390,7 @@ def test_no_machine_is_a_target_whose_time_is_the_gpus(
 ) -> None:
     target = find_target(name)
     monkeypatch.setattr("packager.search.fit.platform.machine", lambda: target.arch)
-    monkeypatch.setattr("packager.search.fit._host_flags", lambda: set(target.cpu_features_all))
+    monkeypatch.setattr("packager.search.fit.processor_flags", lambda: set(target.cpu_features_all))
     assert is_this_machine(dataclasses.replace(target, tensorrt=None))
     assert not is_this_machine(target)
 

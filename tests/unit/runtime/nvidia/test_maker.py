@@ -160,7 +160,6 @@ def test_a_fallback_that_does_not_answer_as_recorded_on_this_processor_is_told(
 def test_the_fallback_is_held_to_the_golden_samples_on_this_processor(device: Device) -> None:
     engine = device.open(serving=False).fallback
     assert acceptance.fallback_fault(device.release, engine) is None
-    # as where 8-bit products saturate
     run = engine.run
     engine.run = lambda feeds, names=None: {
         name: Tensor(y.dtype, y.shape, bytes(len(y.data))) for name, y in run(feeds, names).items()
