@@ -23,6 +23,7 @@ from runtime.engine import available_cores, open_engine
 from runtime.errors import InputOutputFault, ModelFault
 from runtime.tensor import Tensor
 
+
 @dataclass
 class Release:
     folder: str
