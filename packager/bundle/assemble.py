@@ -16,7 +16,7 @@ from packager.bundle.render import render_server
 from packager.bundle.results import make_readable
 from packager.bundle.sequence import client_signature, sequence_fields
 from packager.bundle.serving import runtime_packages, serving_fields
-from packager.checks.latency import kept_pairs
+from packager.checks.pairs import kept_pairs
 from packager.errors import InputOutputError
 from packager.manifest import FORMAT
 from packager.recipe import check_name, check_version, default_sequence

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import mmap
 import time
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final
 
 from packager.artifact import Latency
 from packager.checks.bfloat16 import with_bfloat16
+from packager.checks.pairs import kept_pairs
 from packager.checks.processor import products_saturate
 from packager.model import data_file
 
@@ -211,33 +211,6 @@ def open_session(path: Path, threads: int) -> Any:
     return with_bfloat16(
         onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     )
-
-
-def kept_pairs(path: Path) -> Literal["always", "saturating"] | None:
-    """Return where ONNX Runtime has to run a file's Q/DQ pairs as they stand; None for nowhere.
-
-    `always` where scales are fp16: 1.32 otherwise quantizes the biases of such layers with scales
-    that it does not multiply, as it has no kernel for that, and EfficientNet-Lite0's answers had a
-    cosine of .06 with what they should be. `saturating` where activations are int8, as TensorRT
-    wants them: on processors whose 8-bit products saturate the same network's had .73 to .92. The
-    device's runtime reads the word from `engine.keep_pairs` of the manifest.
-    """
-    import onnx
-
-    if not path.stat().st_size:
-        return None
-    with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as held:
-        if held.find(b"DequantizeLinear") < 0:
-            return None
-    graph = onnx.load(path, load_external_data=False).graph
-    types = {tensor.name: tensor.data_type for tensor in graph.initializer}
-    pairs = [n for n in graph.node if n.op_type in ("QuantizeLinear", "DequantizeLinear")]
-    if any(types.get(node.input[1]) == onnx.TensorProto.FLOAT16 for node in pairs):
-        return "always"
-    zeros = [node.input[2] for node in pairs if node.op_type == "QuantizeLinear" and node.input[2:]]
-    if any(types.get(name) == onnx.TensorProto.INT8 for name in zeros):
-        return "saturating"
-    return None
 
 
 def keep_outside(options: Any) -> None:

@@ -7,7 +7,8 @@ import time
 from typing import TYPE_CHECKING, Any, Final
 
 from packager.artifact import Candidate
-from packager.search.fit import is_this_machine
+from packager.checks.pairs import kept_pairs
+from packager.search.fit import is_this_machine, may_lack_vnni
 from packager.search.journal import Journal
 from packager.search.large import UNTIMED, refuse_quantized
 from packager.search.outcome import Outcome
@@ -80,7 +81,7 @@ def choose(
     began = time.monotonic()
     if model.quantized:
         refuse_quantized(model)
-        candidate = _as_it_came(model, workdir, reporter)
+        candidate = _as_it_came(model, target, workdir, reporter)
         return Outcome(candidates=(candidate,), lock={"precision": AS_IT_CAME})
     metric, max_drop = metric_and_budget(compression, model, data)
     untimed = "" if is_this_machine(target) else "latency: unmeasured"
@@ -97,10 +98,15 @@ def choose(
     return search.outcome(chosen, began=began)
 
 
-def _as_it_came(model: Model, workdir: Path, reporter: Reporter) -> Candidate:
+def _as_it_came(model: Model, target: Target, workdir: Path, reporter: Reporter) -> Candidate:
     path = workdir / f"{AS_IT_CAME}.onnx"
     shutil.copyfile(model.path, path)
     reporter.note("the model came in quantized: it passes through as it came")
+    if may_lack_vnni(target) and kept_pairs(path) == "saturating":
+        reporter.note(
+            "its weights take the full range of int8, whose products saturate on processors "
+            "without VNNI: those run it in float, at float's speed"
+        )
     return Candidate(
         name=AS_IT_CAME,
         path=path,

@@ -61,6 +61,12 @@ def is_this_machine(target: Target) -> bool:
     )
 
 
+def may_lack_vnni(target: Target) -> bool:
+    """Tell whether a target's processors may be such as add pairs of 8-bit products in 16 bits."""
+    needed = {*target.cpu_features_all, *target.cpu_features_any}
+    return target.arch == "x86_64" and not {"avx512_vnni", "avx_vnni"} & needed
+
+
 def host_level() -> str:
     """Return what a search's outcome depends on here: architecture, kernels and cores."""
     kernels = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "asimddp")

@@ -120,16 +120,17 @@ def test_pairs_run_as_they_stand_where_the_manifest_says_so(
     assert asked == [kept and (word == "always" or os.uname().machine == "x86_64")]
 
 
-def full_range_products(path: Path) -> None:
-    """Write a product of full 8-bit numbers as TensorRT wants its Q/DQ pairs: each sum is large."""
+def full_range_products(path: Path, dtype: str) -> None:
+    """Write a product of inputs quantized to a type with weights of int8's full range."""
     value = helper.make_tensor_value_info
     scale = numpy_helper.from_array(np.float32(1 / 127), "scale")
-    zero = numpy_helper.from_array(np.int8(0), "zero")
+    zero = numpy_helper.from_array(np.array({"int8": 0, "uint8": 128}[dtype], dtype), "zero")
+    none = numpy_helper.from_array(np.int8(0), "none")
     signs = np.repeat([[1, -1, 1, -1]], 64, axis=0) * np.int8(127)
     nodes = [
         helper.make_node("QuantizeLinear", ["x", "scale", "zero"], ["q"]),
         helper.make_node("DequantizeLinear", ["q", "scale", "zero"], ["rounded"]),
-        helper.make_node("DequantizeLinear", ["w", "scale", "zero"], ["weight"]),
+        helper.make_node("DequantizeLinear", ["w", "scale", "none"], ["weight"]),
         helper.make_node("MatMul", ["rounded", "weight"], ["y"]),
     ]
     graph = helper.make_graph(
@@ -137,17 +138,20 @@ def full_range_products(path: Path) -> None:
         "products",
         [value("x", TensorProto.FLOAT, ["n", 64])],
         [value("y", TensorProto.FLOAT, ["n", 4])],
-        [scale, zero, numpy_helper.from_array(signs.astype(np.int8), "w")],
+        [scale, zero, none, numpy_helper.from_array(signs.astype(np.int8), "w")],
     )
     opset = helper.make_opsetid("", 17)
     onnx.save(helper.make_model(graph, opset_imports=[opset], ir_version=8), path)
 
 
 @pytest.mark.emulator
-def test_int8_for_a_gpu_does_not_saturate_on_a_processor_without_vnni(release: Release) -> None:
+@pytest.mark.parametrize("dtype", ["int8", "uint8"])
+def test_products_of_the_full_range_do_not_saturate_without_vnni(
+    dtype: str, release: Release
+) -> None:
     emulator = shutil.which("qemu-x86_64")
     assert emulator is not None
-    full_range_products(Path(release.folder) / "model" / "model.onnx")
+    full_range_products(Path(release.folder) / "model" / "model.onnx", dtype)
     program = """if True:
         import json, sys
         from array import array

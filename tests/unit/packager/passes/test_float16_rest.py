@@ -10,7 +10,7 @@ import onnx
 import pytest
 from onnx import TensorProto, numpy_helper
 
-from packager.checks.latency import kept_pairs
+from packager.checks.pairs import kept_pairs
 from packager.checks.parity import compare
 from packager.passes.clean_up import CleanUp
 from packager.passes.contract import apply, opset_of, run_model

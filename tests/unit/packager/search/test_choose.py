@@ -14,6 +14,9 @@ import pytest
 from packager.artifact import Candidate, Latency, Parity
 from packager.checks.latency import open_session
 from packager.errors import BudgetMissed, UsageError
+from packager.passes.clean_up import CleanUp
+from packager.passes.contract import apply
+from packager.passes.int8_static import WEIGHTED, Int8Static
 from packager.recipe import Compression
 from packager.search.choose import choose
 from packager.search.fit import is_attention, is_this_machine
@@ -261,6 +264,30 @@ def test_a_quantized_model_passes_through_as_it_came(
     assert list(found) == ["quantized"]
     assert found["quantized"].path.read_bytes() == model.path.read_bytes()
     assert notes.said == ["the model came in quantized: it passes through as it came"]
+
+
+@pytest.mark.parametrize(
+    ("made_for", "target", "told"),
+    [
+        ("cpu-x86_64-vnni", "cpu-x86_64", True),
+        ("cpu-x86_64-vnni", "server-l4", True),
+        ("cpu-x86_64-vnni", "cpu-x86_64-vnni", False),
+        ("cpu-x86_64-vnni", "cpu-arm64", False),
+        ("cpu-x86_64", "cpu-x86_64", False),
+    ],
+)
+def test_a_quantized_model_that_runs_in_float_without_vnni_is_told_of(  # noqa: PLR0917 - fixtures
+    made_for: str, target: str, told: bool, run: Callable, make_cnn: Callable,
+    make_samples: Callable, make_context: Callable, notes: Any,
+) -> None:  # fmt: skip
+    model = make_cnn()
+    context = make_context(make_samples(model), target=made_for)
+    quantized, _ = apply(
+        (CleanUp(), Int8Static(operators=WEIGHTED)), onnx.load(model.path), context
+    )
+    onnx.save(quantized, model.path)
+    run(dataclasses.replace(model, quantized=True), target=target)
+    assert any("at float's speed" in text for text in notes.said) is told
 
 
 def test_a_model_of_integers_must_not_change_an_answer(
