@@ -6,6 +6,7 @@ import os
 import sys
 from typing import Any, Dict, List, Mapping, Optional, Tuple
 
+from .cgroups import available_cores
 from .cpu import cpu_features, cpu_level
 from .errors import TargetMismatch
 
@@ -29,7 +30,7 @@ def detect_device() -> Dict[str, Any]:
         "cpu_model": read_cpu_model(),
         "cpu_level": cpu_level(),
         "cpu_features": sorted(cpu_features()),
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": available_cores(),
         "memory_mib": _memory_mib(),
         "board": _board(),
         "l4t": read_l4t(),

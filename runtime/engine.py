@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any, Callable, Dict, Mapping, Optional, Protocol, Sequence
 
+from .cgroups import available_cores
 from .errors import ModelFault
 from .onnxruntime import Session
 from .signature import Signature
@@ -188,8 +189,3 @@ def describe_choice(engine: Engine) -> Optional[str]:
     )
     reasons = [reason for reason in (told["reason"], *told["notes"]) if reason]
     return ": ".join([said, "; ".join(reasons)]) if reasons else said
-
-
-def available_cores() -> int:
-    """Return the number of cores that this process may use, which a container can limit."""
-    return len(os.sched_getaffinity(0))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from typing import List, Optional
+from typing import List
 
+from ..cgroups import memory_left
 from ..errors import InputOutputFault
 
 # What the library takes before it has seen a graph, and what it holds per byte of the graph.
@@ -79,8 +80,8 @@ def available_mib() -> int:
     """Return how much memory can still be taken, swap included, by this process's group too."""
     fields = _meminfo()
     free_mib = (fields.get("MemAvailable", 0) + fields.get("SwapFree", 0)) >> 10
-    limit = _cgroup_room_mib()
-    return free_mib if limit is None else min(free_mib, limit)
+    limit = memory_left()
+    return free_mib if limit is None else min(free_mib, limit >> 20)
 
 
 def left_mib() -> int:
@@ -105,33 +106,6 @@ def _meminfo() -> "dict[str, int]":
         if words and words[0].isdigit():
             fields[name] = int(words[0])
     return fields
-
-
-def _cgroup_room_mib() -> Optional[int]:
-    """Return what the limits of this process's control groups leave (version 2); None: no limit."""
-    path = ""
-    for line in _lines("/proc/self/cgroup"):
-        if line.startswith("0::"):
-            path = line[3:].strip().strip("/")
-    rooms: List[int] = []
-    while True:
-        folder = os.path.join("/sys/fs/cgroup", path)
-        limit = _number(os.path.join(folder, "memory.max"))
-        used = _number(os.path.join(folder, "memory.current"))
-        if limit is not None and used is not None:
-            # Cached files are given back before anything is refused.
-            for line in _lines(os.path.join(folder, "memory.stat")):
-                if line.startswith(("inactive_file ", "active_file ")):
-                    used -= int(line.split()[1])
-            rooms.append(max(0, limit - used) >> 20)
-        if not path:
-            return min(rooms) if rooms else None
-        path = os.path.dirname(path)
-
-
-def _number(path: str) -> Optional[int]:
-    word = (_lines(path) or [""])[0].strip()
-    return int(word) if word.isdigit() else None
 
 
 def _lines(path: str) -> List[str]:

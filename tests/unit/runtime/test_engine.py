@@ -19,7 +19,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from runtime import cpu
 from runtime import engine as opening
-from runtime.engine import available_cores, open_engine
+from runtime.cgroups import available_cores
+from runtime.engine import open_engine
 from runtime.errors import InputOutputFault, ModelFault
 from runtime.tensor import Tensor
 
@@ -70,16 +71,6 @@ def test_threads_are_the_callers_or_the_manifests_or_every_core(
     engine = open_engine(release, asked)
     assert engine.threads == {None: 1, 0: available_cores()}.get(asked, asked)
     engine.close()
-
-
-def test_cores_are_those_this_process_may_use() -> None:
-    allowed = os.sched_getaffinity(0)
-    try:
-        os.sched_setaffinity(0, {min(allowed)})
-        assert available_cores() == 1
-    finally:
-        os.sched_setaffinity(0, allowed)
-    assert available_cores() == len(allowed)
 
 
 def test_an_unknown_engine_is_named(release: Release) -> None:
