@@ -137,7 +137,8 @@ def _synthetic_array(spec: TensorSpec, shape: tuple[int, ...], stream: Any) -> N
         # Four uniform 16-bit numbers: nearly normal, mean 0, variance 1 after the factor √3.
         total = sum((raw >> np.uint64(16 * part)) & np.uint64(0xFFFF) for part in range(4))
         values = (np.asarray(total, np.float64) / 65536 - 2.0) * math.sqrt(3.0)
-        return values.astype(numpy_dtype(spec.dtype))
+        # numpy makes a number of an array without dimensions
+        return np.asarray(values, numpy_dtype(spec.dtype))
     name = spec.name.lower()
     if "mask" in name:
         return np.ones(shape, spec.dtype)

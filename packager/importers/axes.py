@@ -124,13 +124,20 @@ def plan_axes(
     says 1.
 
     Raises:
-        UsageError: the recipe names an input or a dimension that does not exist.
+        UsageError: the recipe names an input or a dimension that does not exist, or names no shape
+            for an input whose file has none.
     """
     names = [entry.name for entry in declared]
     for name in shapes:
         if name not in names:
             raise UsageError(
                 f"the model has no input `{name}`", accepted=", ".join(f"`{n}`" for n in names)
+            )
+    for entry in declared:
+        if entry.axes is None and entry.name not in shapes:
+            raise UsageError(
+                f"the file does not declare how many dimensions input `{entry.name}` has",
+                hint=f"give its shape: `--shape {entry.name}=batch,16`",
             )
     named = _clean_names(declared, dims, shapes)
     plan = AxisPlan(inputs=(), symbols={})

@@ -97,7 +97,7 @@ def sample(
     if "float" in dtype:
         values = rng.random(shape) if style == "mixed" else rng.standard_normal(shape)
         return np.asarray(values, dtype=numpy_dtype(dtype))
-    return rng.integers(0, 2, shape).astype(dtype)
+    return np.asarray(rng.integers(0, 2, shape), dtype)
 
 
 class Probe:

@@ -14,6 +14,7 @@ from packager.importers.axes import BATCH, PROMOTED, AxisPlan, declared_input, p
 from packager.importers.first_sizes import base_candidates, rank_variants
 from packager.importers.output_shapes import Observation, output_specs
 from packager.importers.probe import STYLES, Probe, RunFailure, kernel_hint, sample
+from packager.importers.repeats import check_repeats
 from packager.model import Dim, Signature, TensorSpec
 
 if TYPE_CHECKING:
@@ -52,7 +53,8 @@ def find_signature(
 
     Raises:
         UsageError: the recipe names an input or dimension that does not exist.
-        ModelUnsupported: the model does not load, or runs at none of the sizes tried.
+        ModelUnsupported: the model does not load, runs at none of the sizes tried, or answers the
+            same input differently each time.
     """
     try:
         probe = Probe(model, folder=folder, limit_s=limit_s, source=source)
@@ -89,6 +91,11 @@ class _Search:
 
     def signature(self) -> tuple[Signature, list[str]]:
         self._find_base()
+        check_repeats(
+            self._model,
+            lambda: self._probe.run(self._feeds(self._base, 0, self._style)),
+            source=self._source,
+        )
         self._settle_symbols()
         self._observe_values()
         plan = self._plan

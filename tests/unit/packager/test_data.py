@@ -300,3 +300,11 @@ def test_synthetic_floats_are_nearly_normal_and_their_bytes_are_known() -> None:
 def test_a_huge_dimension_is_not_drawn_at_its_largest() -> None:
     tall = signature(spec("x", "float32", Dim(name="n", min=2, max=10**9, opt=3), 8))
     assert [len(sample["x"]) for sample in synthetic(tall, 3, 0)] == [3, 2, 3]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16", "int64", "bool", "string"])
+def test_made_up_scalars_are_arrays_that_an_engine_takes(dtype: str) -> None:
+    value = synthetic(signature(spec("x", dtype)), 1, 0)[0]["x"]
+    assert isinstance(value, np.ndarray)
+    assert value.shape == ()
+    assert dtype == "string" or value.dtype == dtype

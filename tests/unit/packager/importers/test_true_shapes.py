@@ -428,3 +428,33 @@ def test_axes_that_need_two_rows_say_so(tmp_path: Path, importing: Importing) ->
     found = importing(save(proto, tmp_path / "m.onnx"))
     assert str(found.signature.inputs[0]) == "x: float32[batch=2..32, 3]"
     assert "`batch` must be at least 2" in found.provenance.notes
+
+
+def test_an_input_whose_rank_nobody_declares_needs_a_shape(
+    tmp_path: Path, importing: Importing
+) -> None:
+    path = save(relu(None), tmp_path / "m.onnx")
+    with pytest.raises(UsageError, match="does not declare how many dimensions input `x` has") as e:
+        importing(path)
+    assert e.value.hint == "give its shape: `--shape x=batch,16`"
+    found = importing(path, shapes={"x": ("batch", 16)})
+    assert signature_text(found)[0] == "x: float32[batch=1..32, 16]"
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.0])
+def test_a_model_that_makes_noise_is_refused_unless_nothing_of_it_is_heard(
+    scale: float, tmp_path: Path, importing: Importing
+) -> None:
+    nodes = [
+        helper.make_node("RandomNormalLike", ["x"], ["noise"]),
+        helper.make_node("Mul", ["noise", "scale"], ["heard"]),
+        helper.make_node("Add", ["x", "heard"], ["y"]),
+    ]
+    weights = [constant("scale", np.array(scale, np.float32))]
+    proto = model(nodes, [value("x", ["N", 4])], [value("y", ["N", 4])], weights)
+    path = save(proto, tmp_path / "m.onnx")
+    if scale:
+        with pytest.raises(ModelUnsupported, match=r"differently each time.*`RandomNormalLike`"):
+            importing(path)
+    else:
+        assert signature_text(importing(path))[1] == "y: float32[batch=1..32, 4]"
