@@ -208,6 +208,17 @@ def _are_keywords(module: torch.nn.Module, names: Sequence[str]) -> bool:
     return False
 
 
+def positional_names(module: torch.nn.Module, count: int) -> list[str]:
+    """Return names for so many inputs given in order, those of `forward`'s parameters first."""
+    if isinstance(module, torch.jit.ScriptModule):
+        names = [argument.name for argument in module.forward.schema.arguments[1:]]
+    else:
+        kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        parameters = inspect.signature(module.forward).parameters.values()
+        names = [p.name for p in parameters if p.kind in kinds]
+    return [*names[:count], *(f"input_{n}" for n in range(len(names), count))]
+
+
 def unique_names(names: list[str], taken: set[str]) -> tuple[str, ...]:
     """Return the names, each told apart from those before it and from the taken ones."""
     found: list[str] = []

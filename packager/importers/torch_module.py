@@ -8,6 +8,7 @@ import importlib.machinery
 import importlib.util
 import inspect
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ from packager.errors import ModelUnsupported
 from packager.importers.blame import user_frame
 from packager.importers.ladder import climb
 from packager.importers.onnx_file import MAX_PROTOBUF_BYTES, write_model
-from packager.importers.torch_calls import Callee
+from packager.importers.torch_calls import Callee, positional_names
 from packager.model import Provenance
 
 if TYPE_CHECKING:
@@ -23,7 +24,10 @@ if TYPE_CHECKING:
 
     from packager.importers.request import Imported, ImportRequest
 
-_CONTRACT = "`make_model()` returns (torch.nn.Module, {input name: example tensor})"
+_CONTRACT = (
+    "`make_model()` returns (torch.nn.Module, {input name: example tensor}), or the tensors in "
+    "the order in which `forward` takes them"
+)
 
 
 def import_torch_module(request: ImportRequest, workdir: Path) -> Imported:
@@ -33,6 +37,7 @@ def import_torch_module(request: ImportRequest, workdir: Path) -> Imported:
         ModelUnsupported: the factory fails or breaks its contract, or no export passes.
     """
     module, examples = make(request)
+    _refuse_packed(module, request)
     weights_bytes = sum(t.numel() * t.element_size() for t in module.state_dict().values())
     if weights_bytes > MAX_PROTOBUF_BYTES:
         raise ModelUnsupported(
@@ -56,6 +61,17 @@ def import_torch_module(request: ImportRequest, workdir: Path) -> Imported:
             notes=taken.notes,
         ),
     )
+
+
+def _refuse_packed(module: Any, request: ImportRequest) -> None:
+    """Refuse what torch.ao quantized: its weights are objects that no export can read."""
+    for name, part in module.named_modules():
+        if type(part).__module__.startswith(("torch.ao.nn.quantized", "torch.nn.quantized")):
+            raise ModelUnsupported(
+                f"`{request.source}` holds weights that torch has quantized and packed "
+                f"(`{name or type(part).__name__}`, a {type(part).__name__})",
+                hint="give the float module: edgepack quantizes it for the target",
+            )
 
 
 def make(request: ImportRequest) -> tuple[Any, dict[str, Any]]:
@@ -89,12 +105,13 @@ def make(request: ImportRequest) -> tuple[Any, dict[str, Any]]:
         raise ModelUnsupported(
             f"`{request.source}` returned {_kind(module)} as its module", accepted=_CONTRACT
         )
-    if not isinstance(examples, dict) or not examples:
+    named = _by_name(examples, module)
+    if not named:
         raise ModelUnsupported(
             f"`{request.source}` returned {_kind(examples)} as its example inputs",
             accepted=_CONTRACT,
         )
-    for name, value in examples.items():
+    for name, value in named.items():
         if not isinstance(name, str) or not name or not isinstance(value, torch.Tensor):
             raise ModelUnsupported(
                 f"`{request.source}`: the example input {name!r} is {_kind(value)}",
@@ -103,7 +120,21 @@ def make(request: ImportRequest) -> tuple[Any, dict[str, Any]]:
     module.eval().cpu()
     for parameter in module.parameters():
         parameter.requires_grad_(requires_grad=False)
-    return module, {name: value.detach().cpu() for name, value in examples.items()}
+    return module, {name: value.detach().cpu() for name, value in named.items()}
+
+
+def _by_name(examples: Any, module: Any) -> dict[str, Any]:
+    """Return example inputs by name; those in order are named like `forward`'s parameters."""
+    import torch
+
+    if isinstance(examples, Mapping):
+        return dict(examples)
+    if isinstance(examples, torch.Tensor):
+        examples = (examples,)
+    if not isinstance(examples, tuple | list):
+        return {}
+    names = positional_names(module, len(examples))
+    return dict(zip(names, examples, strict=True))
 
 
 def load_code(request: ImportRequest) -> ModuleType:

@@ -239,6 +239,38 @@ def test_what_torch_export_cannot_do_falls_to_the_older_tracer(
 
 @pytest.mark.torch
 @pytest.mark.parametrize(
+    ("module", "examples", "names"),
+    [
+        ("Net()", "(torch.ones(1, 4), torch.ones(1, 4))", ["left", "right"]),
+        ("Net()", "[torch.ones(1, 4)]", ["left"]),
+        ("nn.Linear(4, 3)", "torch.ones(1, 4)", ["input"]),
+        ("torch.jit.script(Net())", "(torch.ones(1, 4), torch.ones(1, 4))", ["left", "right"]),
+        ("Net()", "UserDict(right=torch.ones(1, 4), left=torch.ones(1, 4))", ["right", "left"]),
+    ],
+)
+def test_examples_without_names_get_those_of_the_parameters(
+    module: str, examples: str, names: list[str], tmp_path: Path, making: Callable
+) -> None:
+    word = factory(
+        tmp_path,
+        f"""
+        from collections import UserDict
+        from typing import Optional
+
+        class Net(nn.Module):
+            def forward(self, left: torch.Tensor, right: Optional[torch.Tensor] = None):
+                return left if right is None else left - right
+
+        def make_model():
+            return {module}, {examples}
+        """,
+    )
+    found = making(word).examples
+    assert list(found) == names
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize(
     ("body", "message", "hint"),
     [
         (
@@ -251,7 +283,14 @@ def test_what_torch_export_cannot_do_falls_to_the_older_tracer(
         ("def other():\n    pass\n", "there is no function `make_model`", None),
         ("def make_model():\n    return nn.Linear(2, 2)\n", "returned a Linear", "make_model"),
         ("def make_model():\n    return 1, {}\n", "returned a int as its module", None),
-        ("def make_model():\n    return nn.ReLU(), {}\n", "example inputs", None),
+        ("def make_model():\n    return nn.ReLU(), {}\n", "a dict as its example inputs", None),
+        ("def make_model():\n    return nn.ReLU(), ()\n", "a tuple as its example inputs", None),
+        ("def make_model():\n    return nn.ReLU(), 'x'\n", "a str as its example inputs", None),
+        (
+            "def make_model():\n    return nn.ReLU(), (torch.ones(1), torch.ones(1))\n",
+            "`forward` takes 1 inputs, but there are 2 examples",
+            None,
+        ),
         ("def make_model():\n    return nn.ReLU(), {'x': 3}\n", "example input 'x' is a int", None),
         ("def make_model():\n    exit(3)\n", "SystemExit: 3", None),
         (
@@ -418,3 +457,21 @@ def test_a_side_that_follows_its_input_only_at_even_sizes_is_not_tied_to_it(
     width = DimRange(min=8, max=32, opt=16)
     found = importing(word, shapes={"x": (1, 1, "width")}, dims={"width": width})
     assert str(found.signature.outputs[0]) == "output: float32[1, 1, ?=0..]"
+
+
+@pytest.mark.torch
+def test_a_module_that_torch_has_quantized_is_refused(tmp_path: Path, importing: Callable) -> None:
+    word = factory(
+        tmp_path,
+        """
+        def make_model():
+            net = nn.Sequential(nn.Linear(4, 4), nn.ReLU())
+            quantized = torch.ao.quantization.quantize_dynamic(net, {nn.Linear})
+            return quantized, {"input": torch.ones(1, 4)}
+        """,
+    )
+    with pytest.raises(
+        ModelUnsupported, match=r"quantized and packed \(`0`, a Linear\)"
+    ) as refused:
+        importing(word)
+    assert "give the float module" in (refused.value.hint or "")
