@@ -11,11 +11,10 @@ from typing import IO, Any, Callable, List, NamedTuple, Optional
 
 from .errors import InputOutputFault, IntegrityFault
 from .manifest import MAX_MANIFEST_BYTES, FileRecord, Manifest, digest_line, parse_manifest
+from .unpacking import Content, Plain, Unpacking, sync
 
 CHUNK_BYTES = 1 << 18
 ZIP64_LIMIT = 0xFFFFFFFF
-# An xz stream names its dictionary's size; edgepack's need 9 MiB.
-XZ_MEMORY_LIMIT_BYTES = 80 << 20
 _COUNT_LIMIT = 0xFFFF
 _VERSION = 20
 _VERSION_ZIP64 = 45
@@ -143,7 +142,7 @@ def unpack_into(path: str, folder: str) -> Manifest:
             ):
                 with _create(folder, name, 0o644) as out:
                     out.write(data)
-                    _sync(out)
+                    sync(out)
             for parent, _, _ in os.walk(folder, topdown=False):
                 sync_folder(parent)
         except OSError as fault:
@@ -192,37 +191,31 @@ def _read_manifest(reader: _Reader) -> Manifest:
 def _read(stream: IO[bytes], name: str, folder: Optional[str], decompress: bool) -> Manifest:
     reader = _Reader(stream, name)
     manifest = _read_manifest(reader)
-    for record in manifest.files:
-        if folder is None:
-            _read_file(reader, record, None, decompress)
-        else:
-            with _create(folder, record.path, record.mode) as out:
-                _read_file(reader, record, out.write, True)
-                _sync(out)
-    reader.end()
+    with Unpacking() as unpacking:
+        for record in manifest.files:
+            out = None if folder is None else _create(folder, record.path, record.mode)
+            if record.encoding is not None and decompress:
+                _read_file(reader, record, unpacking.begin(record, out))
+            else:
+                _read_file(reader, record, None if out is None else Plain(out))
+        reader.end()
     return manifest
 
 
-def _read_file(
-    reader: _Reader, record: FileRecord, sink: Optional[_Sink], decompress: bool
-) -> None:
+def _read_file(reader: _Reader, record: FileRecord, content: Optional[Content]) -> None:
+    """Compare one file's stored bytes, and hand them on."""
     stored = hashlib.sha256()
     what = "`%s`" % record.stored_path
-    if record.encoding is None:
-        take = _both(stored.update, sink)
+    try:
+        take = _both(stored.update, None if content is None else content.feed)
         reader.entry(record.stored_path, record.mode, record.stored_size, take, what)
-        content = None
-    elif decompress:
-        content = _Decompressed(record, sink)
-        take = _both(stored.update, content.feed)
-        reader.entry(record.stored_path, record.mode, record.stored_size, take, what)
-    else:
-        content = None
-        reader.entry(record.stored_path, record.mode, record.stored_size, stored.update, what)
-    if stored.hexdigest() != record.stored_sha256:
-        raise IntegrityFault("`%s`: the content of %s differs" % (reader.name, what))
-    if content is not None:
-        content.close()
+        if stored.hexdigest() != record.stored_sha256:
+            raise IntegrityFault("`%s`: the content of %s differs" % (reader.name, what))
+        if content is not None:
+            content.close()
+    finally:
+        if content is not None:
+            content.release()
 
 
 def _both(first: _Sink, second: Optional[_Sink]) -> _Sink:
@@ -237,56 +230,6 @@ def _both(first: _Sink, second: Optional[_Sink]) -> _Sink:
     return take
 
 
-class _Decompressed:
-    """One xz stream on its way out, never larger than the manifest says."""
-
-    def __init__(self, record: FileRecord, sink: Optional[_Sink]) -> None:
-        try:
-            import lzma
-        except ImportError as fault:
-            raise InputOutputFault(
-                "this Python was built without the `lzma` module",
-                "install the distribution's full python3",
-            ) from fault
-        self._error = lzma.LZMAError
-        self._stream = lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=XZ_MEMORY_LIMIT_BYTES)
-        self._record = record
-        self._sink = sink
-        self._digest = hashlib.sha256()
-        self._left = record.size
-
-    def feed(self, chunk: bytes) -> None:
-        """Decompress a piece.
-
-        Raises:
-            IntegrityFault: it is damaged, or there is more than there should be.
-        """
-        more = chunk
-        while more or not (self._stream.eof or self._stream.needs_input):
-            if self._stream.eof:
-                raise self._fault()
-            try:
-                # One byte beyond the declared size is enough to know a bomb.
-                out = self._stream.decompress(more, min(self._left + 1, CHUNK_BYTES))
-            except (self._error, MemoryError) as fault:
-                raise self._fault() from fault
-            more = self._stream.unused_data if self._stream.eof else b""
-            self._left -= len(out)
-            if self._left < 0:
-                raise self._fault()
-            self._digest.update(out)
-            if self._sink is not None:
-                self._sink(out)
-
-    def close(self) -> None:
-        """See that the stream is whole and its content the one listed."""
-        if not self._stream.eof or self._left or self._digest.hexdigest() != self._record.sha256:
-            raise self._fault()
-
-    def _fault(self) -> IntegrityFault:
-        return IntegrityFault("`%s` does not unpack to what is listed" % self._record.stored_path)
-
-
 def _create(folder: str, path: str, mode: int) -> IO[bytes]:
     parent = folder
     for part in path.split("/")[:-1]:
@@ -299,11 +242,6 @@ def _create(folder: str, path: str, mode: int) -> IO[bytes]:
     descriptor = os.open(os.path.join(folder, path), flags, 0o600)
     os.fchmod(descriptor, mode)
     return os.fdopen(descriptor, "wb")
-
-
-def _sync(stream: IO[bytes]) -> None:
-    stream.flush()
-    os.fsync(stream.fileno())
 
 
 def local_header(name: str, crc: int, size: int) -> bytes:

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import json
 import lzma
+import os
 import struct
 import sys
+import threading
 import zipfile
 import zlib
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pytest
 
 from packager.bundle import archive as host
 from packager.bundle.archive import Entry, write_archive
 from runtime import archive as device
+from runtime import unpacking
 from runtime.errors import InputOutputFault, IntegrityFault
 from tests.unit.runtime.small_manifest import MANIFEST
 
@@ -32,6 +37,14 @@ def entries(*extra: Entry) -> list[Entry]:
         Entry(path="model/m.onnx", source=b"weights"),
         *extra,
     ]
+
+
+@pytest.fixture(autouse=True, params=["in order", "at once"])
+def unpacked(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unpack compressed files one after the other, or each in a thread of its own."""
+    if request.param == "at once":
+        monkeypatch.setattr(unpacking, "ASIDE_BYTES", 0)
+        monkeypatch.setattr(unpacking, "available_cores", lambda: 4)
 
 
 @pytest.fixture
@@ -299,3 +312,51 @@ def test_a_python_without_lzma_is_told_what_it_lacks(
         device.verify_bundle(str(bundle))
     assert "full python3" in str(caught.value.hint)
     device.verify_bundle(str(bundle), decompress=False)
+
+
+def test_more_files_than_cores_and_than_the_reading_may_be_ahead_are_unpacked_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(device, "CHUNK_BYTES", 16)
+    rng = np.random.default_rng(0)
+    extra = [
+        Entry(path=f"model/{n}.bin", source=rng.bytes(3000 + n), compress=True) for n in range(6)
+    ]
+    path, folder = tmp_path / "m.edgepack", tmp_path / "release"
+    write_archive(path, MANIFEST, entries(*extra))
+    folder.mkdir()
+    threads = threading.active_count()
+    device.unpack_into(str(path), str(folder))
+    assert threading.active_count() == threads
+    for entry in extra:
+        assert (folder / entry.path).read_bytes() == entry.source
+
+
+def test_a_disk_that_is_full_is_told_of(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(unpacking, "sync", full)
+    folder = tmp_path / "release"
+    folder.mkdir()
+    with pytest.raises(InputOutputFault, match="cannot be unpacked: No space left on device"):
+        device.unpack_into(str(bundle), str(folder))
+
+
+def test_a_fault_in_one_file_ends_the_threads_of_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(device, "CHUNK_BYTES", 16)
+    source = np.random.default_rng(0).bytes(5000)
+    path = tmp_path / "m.edgepack"
+    write_archive(path, MANIFEST, entries(Entry(path="a.bin", source=source, compress=True)))
+    data = bytearray(path.read_bytes())
+    at = data.index(b"weights")
+    data[at] ^= 1
+    path.write_bytes(data)
+    threads = threading.active_count()
+    with pytest.raises(IntegrityFault, match=r"the checksum of `model/m.onnx` differs"):
+        device.verify_bundle(str(path))
+    assert threading.active_count() == threads
