@@ -15,8 +15,10 @@ from .manifest import FileRecord
 CHUNK_BYTES = 1 << 18
 # An xz stream names its dictionary's size; edgepack's need 9 MiB.
 XZ_MEMORY_LIMIT_BYTES = 80 << 20
-# A file of which more is stored is worth a thread, while there are no more of them than cores.
+# A file of which more is stored is worth a thread, as long as a core is left for it.
 ASIDE_BYTES = 1 << 20
+# Each has a dictionary of 8 MiB, and what was read ahead for it.
+_MOST_AT_ONCE = 4
 # How far the reading may be ahead of a thread: 16 MiB.
 _AHEAD = 64
 
@@ -65,7 +67,7 @@ class Unpacking:
 
     def __init__(self) -> None:
         self._threads: List[_Aside] = []
-        self._free = available_cores()
+        self._at_once = min(available_cores(), _MOST_AT_ONCE)
 
     def begin(self, record: FileRecord, out: Optional[IO[bytes]]) -> Content:
         """Return where a file's stored bytes go.
@@ -80,9 +82,9 @@ class Unpacking:
             if out is not None:
                 out.close()
             raise
-        if self._free < 2 or record.stored_size < ASIDE_BYTES:
+        busy = 1 + sum(aside.is_busy() for aside in self._threads)  # this thread reads
+        if busy >= self._at_once or record.stored_size < ASIDE_BYTES:
             return content
-        self._free -= 1
         aside = _Aside(content)
         self._threads.append(aside)
         return aside
@@ -113,6 +115,10 @@ class _Aside:
         self._abandoned = False
         self._thread = threading.Thread(target=self._work, name="edgepack-unpack", daemon=True)
         self._thread.start()
+
+    def is_busy(self) -> bool:
+        """Tell whether there is more to do."""
+        return self._thread.is_alive()
 
     def feed(self, chunk: bytes) -> None:
         if self.fault is not None:
