@@ -52,7 +52,7 @@ class OnnxRuntimeEngine:
         name: As in the manifest.
         version: What the library itself says.
         provider: What really runs the model.
-        precision: The artifact's, such as `int8-static`.
+        precision: The artifact's, such as `int8-static`, and whether its products are float here.
         threads: Intra-op threads.
         interface: The names of its inputs and of its outputs.
 
@@ -70,13 +70,16 @@ class OnnxRuntimeEngine:
     ) -> None:
         engine: Mapping[str, Any] = release.manifest["engine"]
         asked = engine.get("threads", 0) if threads is None else threads
+        keeps_pairs = _keeps_pairs(engine)
         self.precision = str(engine.get("precision", ""))
+        if keeps_pairs:
+            self.precision += ", multiplied in float32"
         self.threads = asked or available_cores()
         self._session = Session(
             os.path.join(release.folder, engine["library"]),
             os.path.join(release.folder, artifact or engine["artifact"]),
             threads=self.threads,
-            keep_pairs=_keeps_pairs(engine),
+            keep_pairs=keeps_pairs,
         )
         self.version = self._session.version
         self.interface = (

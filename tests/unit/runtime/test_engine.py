@@ -107,7 +107,9 @@ def test_pairs_run_as_they_stand_where_the_manifest_says_so(
     monkeypatch.setattr(cpu, "cpu_level", lambda: level)
     if word is not None:
         release.manifest["engine"]["keep_pairs"] = word
-    open_engine(release).close()
+    engine = open_engine(release)
+    engine.close()
+    assert engine.precision == "int8-static" + ", multiplied in float32" * asked[0]
     assert asked == [kept and (word == "always" or os.uname().machine == "x86_64")]
 
 
