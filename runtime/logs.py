@@ -33,6 +33,7 @@ SENTENCES: Mapping[str, str] = {
     "not_succeeded": "this release goes on, as the other one does not start: %(reason)s",
     "release_restored": "`%(folder)s` was deleted while it is served: it is there again",
     "release_lost": "`%(folder)s` was deleted while it is served, and stays lost: %(reason)s",
+    "stream_failed": "an event stream ended with status %(status)d; events sent: %(events)d",
     "internal_error": "error: %(kind)s in %(where)s",
     "capture": "capture: %(state)s",
     "accelerator": "%(message)s",

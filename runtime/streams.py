@@ -16,6 +16,7 @@ from .http1 import EVENTS_TYPE, Answer, stream_head
 from .inference import NON_FINITE, InferenceProtocol
 from .jobs import Body, Task
 from .jsontext import dumps
+from .logs import log
 from .pieces import Cutter
 from .tensor import Tensor
 
@@ -270,6 +271,8 @@ class EventStream:
             self._leave(early=True)
             self._outlet.finish(error_answer(error))
             return
+        # its line in the access log was written with its head, and says 200
+        log.event("stream_failed", "warning", status=error.status, events=self._sent)
         message = error.message if error.hint is None else "%s (%s)" % (error.message, error.hint)
         told = {"error": message, "status": error.status, "index": self._sent}
         self._end(b"event: error\ndata: %s\n\n" % dumps(told).encode("ascii"), early=True)

@@ -317,7 +317,7 @@ def test_a_stream_is_only_posted_to(stateful: Streaming, method: str) -> None:
 
 
 def test_a_model_that_fails_midway_ends_the_stream_with_an_error_and_keeps_the_state(
-    stateful: Streaming, gru: Path
+    stateful: Streaming, gru: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     signal = make_signal(12)
     stateful.gate.fails_at = 2
@@ -328,6 +328,8 @@ def test_a_model_that_fails_midway_ends_the_stream_with_an_error_and_keeps_the_s
         first, error = read_events(client)
         assert error.name == "error"
         assert error.data == {"error": "the model failed", "status": 500, "index": 1}
+        said = capfd.readouterr().err
+        assert "warning: an event stream ended with status 500; events sent: 1" in said
         # the sequence stands where its last answer left it
         rest = client.ask("POST", INFER, body_of(signal[:, 4:], sequence_id=3))
     (output,) = rest.json()["outputs"]
