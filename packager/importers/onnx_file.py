@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 MAX_PROTOBUF_BYTES: Final = (1 << 31) - 1
 _FLOOR_IR_VERSION: Final = 8
+_FLOOR_OPSET: Final = 13
 _QUANTIZED_OPS: Final = frozenset(
     {"QuantizeLinear", "DequantizeLinear", "MatMulInteger", "ConvInteger", "MatMulNBits",
      "DynamicQuantizeLinear", "DynamicQuantizeLSTM", "DynamicQuantizeMatMul"}
@@ -155,7 +156,7 @@ def normalise(model: onnx.ModelProto) -> tuple[list[str], dict[str, Any]]:
     for holder in graphs(model):
         del holder.value_info[:]  # declared by whoever wrote the file, and at times wrong
     _drop_unused_initializers(model)
-    _drop_unused_opsets(model)
+    _settle_opsets(model)
     del model.training_info[:]
     return notes, ({"class_labels": labels} if labels else {})
 
@@ -211,12 +212,15 @@ def _drop_unused_initializers(model: onnx.ModelProto) -> None:
                     del holder.initializer[i]
 
 
-def _drop_unused_opsets(model: onnx.ModelProto) -> None:
+def _settle_opsets(model: onnx.ModelProto) -> None:
     used = {_plain_domain(node.domain) for node in nodes(model)}
     used |= {_plain_domain(f.domain) for f in model.functions} | {""}
     for i in reversed(range(len(model.opset_import))):
         if _plain_domain(model.opset_import[i].domain) not in used:
             del model.opset_import[i]
+    # A lone tree ensemble needs no operator of ONNX's own; what passes add does.
+    if not any(_plain_domain(entry.domain) == "" for entry in model.opset_import):
+        model.opset_import.append(onnx.helper.make_opsetid("", _FLOOR_OPSET))
 
 
 def _plain_domain(domain: str) -> str:

@@ -32,7 +32,7 @@ def is_attention(model: Any) -> bool:
 
 
 def holder_of_weights(model: Any) -> str | None:
-    """Return the operator that reads the most constant elements, branches and loops included."""
+    """Return the operator that holds or reads the most constants, branches and loops included."""
     sizes: Counter[str] = Counter()
     constants = constant_sizes(model)
     for node in all_nodes(model):
@@ -41,6 +41,8 @@ def holder_of_weights(model: Any) -> str | None:
             # A branch and a loop's body have constants of their own.
             for tensor in attribute.g.initializer:
                 sizes[node.op_type] += math.prod(tensor.dims)
+            # Trees and support vectors are lists of numbers.
+            sizes[node.op_type] += len(attribute.floats)
     ((largest, count),) = sizes.most_common(1) or [("", 0)]
     return largest if count else None
 

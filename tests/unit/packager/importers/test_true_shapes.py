@@ -458,3 +458,16 @@ def test_a_model_that_makes_noise_is_refused_unless_nothing_of_it_is_heard(
             importing(path)
     else:
         assert signature_text(importing(path))[1] == "y: float32[batch=1..32, 4]"
+
+
+def test_a_model_of_another_domain_alone_gets_an_opset_that_passes_can_work_with(
+    tmp_path: Path, importing: Importing
+) -> None:
+    node = helper.make_node("Scaler", ["x"], ["y"], domain="ai.onnx.ml", offset=[1.0], scale=[2.0])
+    graph = helper.make_graph([node], "g", [value("x", ["N", 3])], [value("y", ["N", 3])])
+    only = helper.make_model(graph, opset_imports=[helper.make_opsetid("ai.onnx.ml", 1)])
+    found = importing(save(only, tmp_path / "m.onnx"))
+    opsets = {entry.domain: entry.version for entry in onnx.load(found.path).opset_import}
+    assert opsets == {"ai.onnx.ml": 1, "": 13}
+    (y,) = answers(found, x=np.full((2, 3), 4, np.float32))
+    assert (y == 6).all()

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx
 import pytest
+from onnx import helper, numpy_helper
 
 from packager.artifact import Candidate, Latency, Parity
 from packager.checks.latency import open_session
@@ -19,7 +20,7 @@ from packager.passes.contract import apply
 from packager.passes.int8_static import WEIGHTED, Int8Static
 from packager.recipe import Compression
 from packager.search.choose import choose
-from packager.search.fit import is_attention, is_this_machine
+from packager.search.fit import holder_of_weights, is_attention, is_this_machine
 from packager.search.forms import PLAIN, Form, table
 from packager.search.front import allowed, pick, rivals, with_front
 from packager.search.setting import SearchData
@@ -485,3 +486,14 @@ def test_the_front_leaves_out_what_another_beats_in_everything(tmp_path: Path) -
         at("small", 10, 0.5, 0.9), made("failed", "failed", None),
     ))  # fmt: skip
     assert [c.name for c in found if c.on_front] == ["original", "better", "small"]
+
+
+def test_numbers_in_attributes_count_as_weights() -> None:
+    tree = helper.make_node(
+        "TreeEnsembleRegressor", ["x"], ["y"], domain="ai.onnx.ml", nodes_values=[0.5, 0.0, 0.0],
+        target_weights=[1.0, 2.0],
+    )  # fmt: skip
+    scaled = helper.make_node("Mul", ["y", "k"], ["z"])
+    constant = numpy_helper.from_array(np.ones(4, np.float32), "k")
+    graph = helper.make_graph([tree, scaled], "trees", [], [], [constant])
+    assert holder_of_weights(helper.make_model(graph)) == "TreeEnsembleRegressor"
