@@ -6,6 +6,8 @@ import math
 import os
 from typing import Iterator, List, Optional, Tuple
 
+from .kernelfiles import read_lines
+
 
 def available_cores(root: str = "/") -> int:
     """Return how many cores this process may keep busy, at least 1.
@@ -46,22 +48,20 @@ def memory_left(root: str = "/") -> Optional[int]:
 
 def _share(folder: str) -> Optional[float]:
     """Return the cores' worth of CPU time that one group may take; None: as much as there is."""
-    quota, period = ([*_words(os.path.join(folder, "cpu.max")), "", ""])[:2]
-    if not quota:
-        quota, period = (
-            (_words(os.path.join(folder, "cpu." + name)) or [""])[0]
-            for name in ("cfs_quota_us", "cfs_period_us")
-        )
+    words = _words(os.path.join(folder, "cpu.max"))
+    if not words:
+        for name in ("cpu.cfs_quota_us", "cpu.cfs_period_us"):
+            words += _words(os.path.join(folder, name))
     # "max" in version 2 and -1 in version 1 stand for no quota
-    if not quota.isdigit() or not period.isdigit() or not int(period):
+    if len(words) < 2 or not words[0].isdigit() or not words[1].isdigit() or not int(words[1]):
         return None
-    return int(quota) / int(period)
+    return int(words[0]) / int(words[1])
 
 
 def _cached(path: str, prefix: str) -> int:
     """Return the bytes of cached files, which are given back before anything is refused."""
     names = (prefix + "inactive_file", prefix + "active_file")
-    pairs = (line.split() for line in _lines(path))
+    pairs = (line.split() for line in read_lines(path))
     return sum(int(pair[1]) for pair in pairs if len(pair) > 1 and pair[0] in names)
 
 
@@ -83,7 +83,7 @@ def _groups(controller: str, root: str) -> List[Tuple[str, str]]:
     """Return where the groups that may limit a thing are mounted, and this process's path there."""
     found = []
     base = os.path.join(root, "sys/fs/cgroup")
-    for line in _lines(os.path.join(root, "proc/self/cgroup")):
+    for line in read_lines(os.path.join(root, "proc/self/cgroup")):
         number, _, rest = line.partition(":")
         names, _, path = rest.partition(":")
         if number == "0" and not names:
@@ -99,12 +99,4 @@ def _number(path: str) -> Optional[int]:
 
 
 def _words(path: str) -> List[str]:
-    return (_lines(path) or [""])[0].split()
-
-
-def _lines(path: str) -> List[str]:
-    try:
-        with open(path, encoding="utf-8", errors="replace") as stream:
-            return stream.read(1 << 20).splitlines()
-    except OSError:
-        return []
+    return (read_lines(path) or [""])[0].split()

@@ -6,6 +6,8 @@ import ctypes
 import os
 from typing import FrozenSet
 
+from .kernelfiles import read_lines
+
 # Strongest first: ONNX Runtime picks its integer kernels by these.
 LEVELS = ("avx512_vnni", "avx_vnni", "avx512", "avx2", "asimddp", "asimd", "sse")
 
@@ -63,12 +65,8 @@ def cpu_features() -> FrozenSet[str]:
 
 
 def _flags_of_kernel() -> FrozenSet[str]:
-    try:
-        with open("/proc/cpuinfo", encoding="ascii", errors="replace") as stream:
-            for line in stream:
-                key, _, value = line.partition(":")
-                if key.strip().lower() in ("flags", "features"):
-                    return frozenset(value.split())
-    except OSError:
-        pass
+    for line in read_lines("/proc/cpuinfo"):
+        key, _, value = line.partition(":")
+        if key.strip().lower() in ("flags", "features"):
+            return frozenset(value.split())
     return frozenset()

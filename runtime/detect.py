@@ -9,6 +9,7 @@ from typing import Any, Dict, List, Mapping, Optional, Tuple
 from .cgroups import available_cores
 from .cpu import cpu_features, cpu_level
 from .errors import TargetMismatch
+from .kernelfiles import read_lines
 
 
 def detect_device() -> Dict[str, Any]:
@@ -53,7 +54,7 @@ def detect_gpu() -> Optional[Dict[str, Any]]:
 
 def read_cpu_model(path: str = "/proc/cpuinfo") -> Optional[str]:
     """Return the first core's model name; Arm's kernels give none."""
-    for line in _first_lines(path):
+    for line in read_lines(path):
         key, _, value = line.partition(":")
         if key.strip() == "model name":
             return value.strip()
@@ -63,7 +64,7 @@ def read_cpu_model(path: str = "/proc/cpuinfo") -> Optional[str]:
 def read_l4t(path: str = "/etc/nv_tegra_release") -> Optional[str]:
     """Return the release of a Jetson's system, as `36.4.3`; None on another machine."""
     # `# R36 (release), REVISION: 4.3, GCID: …` is L4T 36.4.3.
-    for line in _first_lines(path):
+    for line in read_lines(path):
         words = line.replace(",", " ").split()
         if len(words) > 4 and words[0] == "#" and words[3] == "REVISION:":
             return "%s.%s" % (words[1].lstrip("R"), words[4])
@@ -152,13 +153,5 @@ def _memory_mib() -> Optional[int]:
 
 
 def _board() -> Optional[str]:
-    text = "".join(_first_lines("/proc/device-tree/model"))
+    text = "".join(read_lines("/proc/device-tree/model"))
     return text.replace("\0", "").strip() or None
-
-
-def _first_lines(path: str) -> List[str]:
-    try:
-        with open(path, encoding="utf-8", errors="replace") as stream:
-            return stream.read(1 << 16).split("\n")
-    except OSError:
-        return []

@@ -6,6 +6,8 @@ import ctypes
 import os
 from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 
+from ..kernelfiles import read_lines
+
 # Where these libraries lie beside what the linker knows: desktops and servers, JetPack 5 and 6,
 # WSL, and machines whose driver was put there for containers.
 _FOLDERS = (
@@ -85,11 +87,11 @@ def read_kernel_driver(root: str) -> Optional[str]:
 
     Jetsons before JetPack 6 have none: their GPU's driver is a part of the kernel.
     """
-    for line in _lines(os.path.join(root, "sys/module/nvidia/version")):
+    for line in read_lines(os.path.join(root, "sys/module/nvidia/version")):
         if line.strip():
             return line.strip()
     # `NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.65.06  Release Build …`
-    for line in _lines(os.path.join(root, "proc/driver/nvidia/version")):
+    for line in read_lines(os.path.join(root, "proc/driver/nvidia/version")):
         if line.startswith("NVRM version:"):
             for word in line.split():
                 if word[0].isdigit() and "." in word and word.replace(".", "").isdigit():
@@ -106,9 +108,9 @@ def count_pci_gpus(root: str) -> int:
         return 0
     count = 0
     for name in names:
-        vendor = _lines(os.path.join(folder, name, "vendor"))[0].strip()
+        vendor = _first(os.path.join(folder, name, "vendor")).strip()
         # Class 0x03: VGA and 3D controllers; the same card's sound device has another.
-        if vendor == "0x10de" and _lines(os.path.join(folder, name, "class"))[0][:4] == "0x03":
+        if vendor == "0x10de" and _first(os.path.join(folder, name, "class"))[:4] == "0x03":
             count += 1
     return count
 
@@ -246,9 +248,5 @@ def _call(library: ctypes.CDLL, name: str, *arguments: Any) -> int:
     return int(function(*arguments))
 
 
-def _lines(path: str) -> List[str]:
-    try:
-        with open(path, encoding="utf-8", errors="replace") as stream:
-            return stream.read(1 << 16).split("\n")
-    except OSError:
-        return [""]
+def _first(path: str) -> str:
+    return (read_lines(path) or [""])[0]

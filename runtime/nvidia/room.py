@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from typing import List
 
 from ..cgroups import memory_left
 from ..errors import InputOutputFault
+from ..kernelfiles import read_lines
 
 # What the library takes before it has seen a graph, and what it holds per byte of the graph.
 # TensorRT-RTX 1.7: 350 to 500 MiB at their highest for graphs of 26 to 102 MB. TensorRT's own need
@@ -91,7 +91,7 @@ def left_mib() -> int:
 
 def oom_kills() -> int:
     """Return how many processes the kernel has ended for lack of memory since it started."""
-    for line in _lines("/proc/vmstat"):
+    for line in read_lines("/proc/vmstat"):
         if line.startswith("oom_kill "):
             return int(line.split()[1])
     return 0
@@ -100,17 +100,9 @@ def oom_kills() -> int:
 def _meminfo() -> "dict[str, int]":
     """Return `/proc/meminfo` in KiB."""
     fields = {}
-    for line in _lines("/proc/meminfo"):
+    for line in read_lines("/proc/meminfo"):
         name, _, value = line.partition(":")
         words = value.split()
         if words and words[0].isdigit():
             fields[name] = int(words[0])
     return fields
-
-
-def _lines(path: str) -> List[str]:
-    try:
-        with open(path, encoding="utf-8", errors="replace") as stream:
-            return stream.read(1 << 20).splitlines()
-    except OSError:
-        return []

@@ -78,7 +78,7 @@ def test_the_board_and_the_jetson_release_are_read(
         "/proc/device-tree/model": "Raspberry Pi 5 Model B Rev 1.0\0",
         "/etc/nv_tegra_release": "# R36 (release), REVISION: 4.3, GCID: 1, BOARD: generic\n",
     }
-    monkeypatch.setattr(detect, "_first_lines", lambda path: files.get(path, "").split("\n"))
+    monkeypatch.setattr(detect, "read_lines", lambda path: files.get(path, "").split("\n"))
     facts = detect.detect_device()
     assert facts["board"] == "Raspberry Pi 5 Model B Rev 1.0"
     assert facts["l4t"] == "36.4.3"
