@@ -11,9 +11,8 @@ from typing import IO, Any, Callable, List, NamedTuple, Optional
 
 from .errors import InputOutputFault, IntegrityFault
 from .manifest import MAX_MANIFEST_BYTES, FileRecord, Manifest, digest_line, parse_manifest
-from .unpacking import Content, Plain, Unpacking, sync
+from .unpacking import CHUNK_BYTES, Content, Plain, Unpacking, sync
 
-CHUNK_BYTES = 1 << 18
 ZIP64_LIMIT = 0xFFFFFFFF
 _COUNT_LIMIT = 0xFFFF
 _VERSION = 20

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import queue
 import threading
-from typing import IO, Any, Callable, List, Optional, Protocol
+from typing import IO, List, Optional, Protocol
 
 from .cgroups import available_cores
 from .errors import InputOutputFault, IntegrityFault
@@ -21,8 +22,6 @@ ASIDE_BYTES = 1 << 20
 _MOST_AT_ONCE = 4
 # How far the reading may be ahead of a thread: 16 MiB.
 _AHEAD = 64
-
-_Sink = Callable[[bytes], Any]
 
 
 class Content(Protocol):
@@ -54,7 +53,7 @@ class Plain:
 
     def release(self) -> None:
         """Close the file."""
-        self._out.close()
+        _close(self._out)
 
 
 class Unpacking:
@@ -80,7 +79,7 @@ class Unpacking:
             content = _Decompressed(record, out)
         except BaseException:
             if out is not None:
-                out.close()
+                _close(out)
             raise
         busy = 1 + sum(aside.is_busy() for aside in self._threads)  # this thread reads
         if busy >= self._at_once or record.stored_size < ASIDE_BYTES:
@@ -121,8 +120,8 @@ class _Aside:
         return self._thread.is_alive()
 
     def feed(self, chunk: bytes) -> None:
-        if self.fault is not None:
-            raise self.fault
+        # What is wrong with the content is told in the end: what is wrong with the stored bytes
+        # comes first, however fast the thread is.
         self._chunks.put(chunk)
 
     def close(self) -> None:
@@ -206,7 +205,7 @@ class _Decompressed:
     def release(self) -> None:
         """Close the file."""
         if self._out is not None:
-            self._out.close()
+            _close(self._out)
 
     def _fault(self) -> IntegrityFault:
         return IntegrityFault("`%s` does not unpack to what is listed" % self._record.stored_path)
@@ -216,3 +215,9 @@ def sync(stream: IO[bytes]) -> None:
     """Put a file on the disk."""
     stream.flush()
     os.fsync(stream.fileno())
+
+
+def _close(stream: IO[bytes]) -> None:
+    # What is whole was put on the disk before; the rest fails once more on a full one.
+    with contextlib.suppress(OSError):
+        stream.close()

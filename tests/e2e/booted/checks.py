@@ -289,7 +289,7 @@ def not_started_over_and_over_with_a_changed_byte() -> dict[str, Any]:
         pass
     time.sleep(5)
     said = journal(since)
-    # whether its checksum or its content is found out first depends on two threads
+    # its content is looked at first where there is one core, its checksum where there are more
     assert said.count("does not unpack") + said.count("the checksum of `") == 1, said
     assert shown("NRestarts") == "0"
     place("mlp-1.0.0")

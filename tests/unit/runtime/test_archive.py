@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import io
 import json
 import lzma
-import os
+import resource
 import struct
 import sys
 import threading
@@ -332,17 +331,20 @@ def test_more_files_than_cores_and_than_the_reading_may_be_ahead_are_unpacked_wh
         assert (folder / entry.path).read_bytes() == entry.source
 
 
-def test_a_disk_that_is_full_is_told_of(
-    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("most", [10_000, 69_000])
+def test_a_file_that_cannot_be_written_whole_is_told_of(
+    most: int, bundle: Path, tmp_path: Path
 ) -> None:
-    def full(_: object) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(unpacking, "sync", full)
     folder = tmp_path / "release"
     folder.mkdir()
-    with pytest.raises(InputOutputFault, match="cannot be unpacked: No space left on device"):
-        device.unpack_into(str(bundle), str(folder))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, limits[1]))
+    try:
+        with pytest.raises(InputOutputFault, match="cannot be unpacked: File too large"):
+            device.unpack_into(str(bundle), str(folder))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 def test_a_fault_in_one_file_ends_the_threads_of_the_others(
