@@ -142,7 +142,7 @@ def _interruptible() -> Iterator[None]:
         for number in wanted:
             signal.signal(number, stop)
         yield
-    except Exception:
+    except Exception:  # a signal turns into whatever the code that it met makes of it
         if signalled:
             raise _Interruption from None
         raise

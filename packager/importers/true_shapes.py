@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from packager.checks.parity import is_float
 from packager.errors import ModelUnsupported
 from packager.importers.axes import BATCH, PROMOTED, AxisPlan, declared_input, plan_axes
 from packager.importers.first_sizes import base_candidates, rank_variants
 from packager.importers.output_shapes import Observation, output_specs
 from packager.importers.probe import STYLES, Probe, RunFailure, kernel_hint, sample
-from packager.importers.repeats import check_repeats
+from packager.importers.repeats import check_repeats, same_answer
 from packager.model import Dim, Signature, TensorSpec
 
 if TYPE_CHECKING:
@@ -387,9 +386,4 @@ def _stacks_to(value: Any, parts: list[Any]) -> bool:
     """Return whether `value` is the parts one below the other."""
     if value.ndim == 0 or any(part.shape[:1] != (1,) for part in parts):
         return False
-    wanted = np.concatenate(parts)
-    if wanted.shape != value.shape:
-        return False
-    if is_float(value):
-        return bool(np.allclose(value, wanted, rtol=1e-3, atol=1e-4, equal_nan=True))
-    return bool(np.array_equal(value, wanted))
+    return same_answer(value, np.concatenate(parts))
